@@ -1,0 +1,352 @@
+"""Networks: a trunk cut into blocks, pooling, and a linear embedding head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmlstudy.errors import StudyError, unknown
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CONVNET_WIDTHS = (32, 64, 64)
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel; grey images are repeated to three channels where the trunk needs them."""
+
+    def __init__(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.expand(-1, self.channels, -1, -1) - self.mean) / self.std
+
+
+class Pool(nn.Module):
+    """Spatial pooling [B, F, H, W] -> [B, F]: average, maximum, their sum, or generalised mean (GeM).
+
+    GeM (Radenovic et al., TPAMI 2019) is (mean x^p)^(1/p) with p learned from 3.
+    """
+
+    KINDS = ("avg", "max", "avg+max", "gem")
+
+    def __init__(self, kind: str):
+        super().__init__()
+        if kind not in self.KINDS:
+            raise unknown("pooling", kind, self.KINDS)
+        self.kind = kind
+        if kind == "gem":
+            self.p = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.kind:
+            case "avg":
+                return x.mean((2, 3))
+            case "max":
+                return x.amax((2, 3))
+            case "avg+max":
+                return x.mean((2, 3)) + x.amax((2, 3))
+            case _:
+                return x.clamp_min(1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+class Network(nn.Module):
+    """images -> lower (frozen) -> upper (trained) -> pool -> head -> embedding.
+
+    Attributes:
+        lower: frozen part; after `split_lower` it is the identity, and the network is fed
+            the lower part's cached activations instead of images.
+        upper: trained blocks, in order.
+        head: linear map from `feature_size` pooled features to `embedding_size` coordinates.
+        branch_points: {number of a trained block: its channels} after which low and middle branches may
+            start; empty when one of them lies in the frozen part.
+        branch_heads: heads of those branches, empty until `add_branch_heads`.
+    """
+
+    def __init__(
+        self,
+        lower: nn.Sequential,
+        upper: nn.Sequential,
+        pool: nn.Module,
+        feature_size: int,
+        embedding_size: int,
+        branch_points: dict[int, int] | None = None,
+        freeze_bn: bool = True,
+    ):
+        super().__init__()
+        self.lower: nn.Module = lower.requires_grad_(False)
+        self.upper = upper
+        self.pool = pool
+        self.head = nn.Linear(feature_size, embedding_size)
+        self.feature_size, self.embedding_size = feature_size, embedding_size
+        self.branch_points = branch_points or {}
+        self.branch_heads = nn.ModuleList()
+        self.freeze_bn = freeze_bn
+        self.train()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled trunk features [B, feature_size] ("penultimate")."""
+        return self.pool(self.upper(self._frozen(images)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw embedding [B, embedding_size] of images, or of cached activations after `split_lower`.
+
+        With branch heads, the unit embeddings of all branches side by side.
+        """
+        if not self.branch_heads:
+            return self.head(self.features(images))
+        *earlier, last = self._branches(images)
+        parts = [head(x) for head, x in zip(self.branch_heads, earlier, strict=True)]
+        parts.append(self.head(self.pool(last)))
+        return torch.cat([F.normalize(part) for part in parts], 1)
+
+    def add_branch_heads(self) -> None:
+        """Give the low and middle branches their own embedding: L and M beside H (ranked list loss).
+
+        Raises:
+            StudyError: a branch leaves from the frozen part of the trunk.
+        """
+        if not self.branch_points:
+            raise StudyError(
+                "The low and middle branches leave from the frozen part of the trunk: set trained to 'all' "
+                "or to an earlier block."
+            )
+        for channels in self.branch_points.values():
+            self.branch_heads.append(_branch_head(channels, self.embedding_size))
+        self.embedding_size *= 1 + len(self.branch_points)
+
+    def _branches(self, images: Tensor) -> list[Tensor]:
+        """Activations [B, F_b, H_b, W_b] after each branch point, then after the last block."""
+        x, taken = self._frozen(images), []
+        for number, block in enumerate(self.upper):
+            x = block(x)
+            if number in self.branch_points:
+                taken.append(x)
+        return [*taken, x]
+
+    def _frozen(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.lower(images)
+
+    def split_lower(self) -> nn.Module | None:
+        """Take off the frozen part so that its activations can be cached; None if nothing is frozen."""
+        if not any(True for _ in self.lower.parameters()):
+            return None
+        lower, self.lower = self.lower, nn.Identity()
+        return lower
+
+    def start_head_from_pca(self, features: Tensor) -> None:
+        """Set the head to the first principal components of these features [N, feature_size].
+
+        Raises:
+            StudyError: fewer images or features than embedding coordinates.
+        """
+        rank = min(features.shape)
+        if rank < self.embedding_size:
+            raise StudyError(
+                f"A PCA start needs at least embedding_size = {self.embedding_size} images and trunk "
+                f"features, but there are {len(features)} images x {features.shape[1]} features: "
+                "lower embedding_size or set head_start to 'default'."
+            )
+        mean = features.double().mean(0)
+        centred = features.double() - mean
+        _, axes = torch.linalg.eigh(centred.T @ centred)
+        axes = axes.flip(1)[:, : self.embedding_size].T
+        # eigh leaves each axis' sign free; fix it so that the start does not depend on the LAPACK build.
+        axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+        with torch.no_grad():
+            self.head.weight.copy_(axes)
+            self.head.bias.copy_(-axes @ mean)
+
+    def train(self, mode: bool = True) -> Network:
+        """As in torch, but the frozen part, and BatchNorm if frozen, never leave eval mode."""
+        super().train(mode)
+        self.lower.eval()
+        if self.freeze_bn:
+            for module in self.upper.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+def build_network(
+    trunk: str,
+    *,
+    channels: int,
+    embedding_size: int,
+    trained: str = "all",
+    weights: str = "none",
+    weights_root: Path = Path(),
+    tf_padding: bool = False,
+    pool: str = "avg",
+    freeze_bn: bool = True,
+) -> Network:
+    """A network of the study.
+
+    Args:
+        trunk: a key of `TRUNKS`.
+        channels: of the images, 1 or 3.
+        embedding_size: D.
+        trained: "all", "head", or "from block N" (N counts the trunk's blocks from 0).
+        weights: "none", "torchvision" (downloaded by torchvision), or a safetensors file in torchvision's
+            key names, looked up under `weights_root`.
+        tf_padding: TensorFlow "SAME" padding in stride-2 convolutions and inputs scaled to [-1, 1],
+            for weights that were trained so.
+        pool: a kind of `Pool`.
+        freeze_bn: keep BatchNorm's running statistics fixed in the trained blocks.
+
+    Raises:
+        StudyError: an unknown name, a block that does not exist, or weights that do not fit.
+    """
+    if trunk not in TRUNKS:
+        raise unknown("trunk", trunk, TRUNKS)
+    blocks, feature_size, branch_points = TRUNKS[trunk](channels, weights, weights_root)
+    if tf_padding:
+        _pad_like_tensorflow(blocks)
+    cut = _cut(trained, len(blocks), trunk)
+    in_channels = channels if trunk == "convnet" else 3
+    mean, std = IMAGENET if trunk != "convnet" and not tf_padding else ((0.5,), (0.5,))
+    lower = nn.Sequential(Normalise(in_channels, mean, std), *blocks[:cut])
+    pooling: nn.Module = Pool(pool)
+    if trained == "head":  # nothing above the pool is trained, so it belongs to what is cached
+        lower, pooling = lower.append(pooling), nn.Identity()
+    return Network(
+        lower,
+        nn.Sequential(*blocks[cut:]),
+        pooling,
+        feature_size,
+        embedding_size,
+        {block - cut: size for block, size in branch_points.items()} if min(branch_points) >= cut else {},
+        freeze_bn,
+    )
+
+
+def _branch_head(channels: int, embedding_size: int) -> nn.Sequential:
+    """Coarse average pooling, 1x1 convolution, a hidden layer, embedding: as in the ranked list authors' code."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(3),
+        nn.Conv2d(channels, 128, 1),
+        nn.Flatten(),
+        nn.Linear(128 * 9, 1024),
+        nn.BatchNorm1d(1024),
+        nn.ReLU(),
+        nn.Linear(1024, embedding_size),
+    )
+
+
+def _cut(trained: str, blocks: int, trunk: str) -> int:
+    if trained in ("all", "head"):
+        return 0 if trained == "all" else blocks
+    match = re.fullmatch(r"from block (\d+)", trained)
+    if match is None or int(match[1]) >= blocks:
+        raise StudyError(
+            f"trained must be 'all', 'head' or 'from block N' with N in 0..{blocks - 1} for {trunk}, "
+            f"not '{trained}'."
+        )
+    return int(match[1])
+
+
+# --- trunks: each gives its blocks, its feature size, and {block: channels} where low and middle branches leave
+
+Blocks = tuple[list[nn.Module], int, dict[int, int]]
+
+
+def _convnet(channels: int, weights: str, weights_root: Path) -> Blocks:
+    """Three blocks of 3x3 convolution, BatchNorm, ReLU, 2x2 maximum; for images of 8 to 64 px."""
+    if weights != "none":
+        raise StudyError(f"The convnet trunk has no pretrained weights: set weights to 'none', not '{weights}'.")
+    sizes = (channels, *CONVNET_WIDTHS)
+    blocks: list[nn.Module] = [
+        nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
+        for i, o in zip(sizes, sizes[1:], strict=False)
+    ]
+    return blocks, sizes[-1], {0: sizes[1], 1: sizes[2]}
+
+
+def _mobilenet_v2(channels: int, weights: str, weights_root: Path) -> Blocks:
+    return list(_torchvision("mobilenet_v2", weights, weights_root).features), 1280, {6: 32, 13: 96}
+
+
+def _resnet(name: str) -> Callable[[int, str, Path], Blocks]:
+    def blocks(channels: int, weights: str, weights_root: Path) -> Blocks:
+        net = _torchvision(name, weights, weights_root)
+        stages = [net.layer1, net.layer2, net.layer3, net.layer4]
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        second = len(net.layer1) + len(net.layer2)
+        width = net.fc.in_features // 8
+        return (
+            [stem, *(block for stage in stages for block in stage)],
+            net.fc.in_features,
+            {second: 2 * width, second + len(net.layer3): 4 * width},
+        )
+
+    return blocks
+
+
+def _googlenet(channels: int, weights: str, weights_root: Path) -> Blocks:
+    net = _torchvision("googlenet", weights, weights_root)
+    names = "conv1 maxpool1 conv2 conv3 maxpool2 inception3a inception3b maxpool3 inception4a inception4b"
+    names += " inception4c inception4d inception4e maxpool4 inception5a inception5b"
+    return [getattr(net, name) for name in names.split()], 1024, {6: 480, 12: 832}
+
+
+TRUNKS: dict[str, Callable[[int, str, Path], Blocks]] = {
+    "convnet": _convnet,
+    "mobilenet_v2": _mobilenet_v2,
+    "resnet18": _resnet("resnet18"),
+    "resnet50": _resnet("resnet50"),
+    "googlenet": _googlenet,
+}
+
+
+def _torchvision(name: str, weights: str, weights_root: Path) -> nn.Module:
+    import torchvision.models as models  # seconds to import: only where a trunk is built
+
+    options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    if weights == "torchvision":
+        # GoogLeNet's pretrained weights come with auxiliary classifiers, which are dropped here.
+        return models.get_model(name, weights="DEFAULT")
+    net = models.get_model(name, weights=None, **options)
+    if weights != "none":
+        _load_weights(net, weights_root / weights)
+    return net
+
+
+def _load_weights(net: nn.Module, path: Path) -> None:
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise StudyError(
+            f"The trunk weights {path} do not exist: put the file there, point DMLSTUDY_DATA at the folder "
+            "that has it, or set weights to 'torchvision' or 'none'."
+        )
+    missing, unexpected = net.load_state_dict(load_file(path), strict=False)
+    wrong = unexpected + [key for key in missing if not key.endswith("num_batches_tracked")]
+    if wrong:
+        raise StudyError(
+            f"The trunk weights {path} do not fit {type(net).__name__}: {len(wrong)} keys differ, "
+            f"the first is '{wrong[0]}'."
+        )
+
+
+class SamePad(nn.Module):
+    """Pads right and bottom by one, as TensorFlow "SAME" does for stride 2 and kernel 3 on even sizes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 1, 0, 1))
+
+
+def _pad_like_tensorflow(blocks: list[nn.Module]) -> None:
+    for block in blocks:
+        for parent in list(block.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Conv2d) and child.stride == (2, 2) and child.kernel_size == (3, 3):
+                    child.padding = (0, 0)
+                    setattr(parent, name, nn.Sequential(SamePad(), child))

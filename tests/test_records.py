@@ -1,0 +1,123 @@
+"""A record is written whole or not at all, and a broken one says so."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmlstudy.errors import StudyError
+from dmlstudy.study.records import Record, load, load_all, save
+
+
+def made_up(method="margin", dataset="glyphs", **changes) -> Record:
+    content = {
+        "method": method,
+        "title": "Margin",
+        "dataset": dataset,
+        "dataset_title": "Glyphs",
+        "seeds": [0, 1],
+        "metrics": {"R@1": [50.123456789, 51.0]},
+        "baseline": {"R@1": 40.0},
+        "comparable": False,
+        "completeness": "generated",
+        "params": {"lr": 3e-05, "temperature": 0.123456789},
+        "per_class": {"classes": ["甲", "b"], "queries": [3, 4], "R@1": [[0, 50], [100, 2]]},
+    }
+    return Record(**{**content, **changes})
+
+
+def test_round_trip_keeps_parameters_exact_and_rounds_measurements(tmp_path):
+    path = tmp_path / "glyphs" / "margin.json"
+    save(made_up(timing={"train": np.float32(1.5), "steps": np.arange(2)}), path)
+    record = load(path)
+    assert record.metrics == {"R@1": [50.1235, 51.0]}
+    assert record.params == {"lr": 3e-05, "temperature": 0.123456789}
+    assert record.timing == {"train": 1.5, "steps": [0, 1]}
+    assert record.per_class["classes"] == ["甲", "b"]
+    assert load_all(tmp_path) == [record]
+
+
+def test_file_is_sorted_readable_json_and_rewrites_identically(tmp_path):
+    path = tmp_path / "margin.json"
+    save(made_up(), path)
+    text = path.read_text(encoding="utf-8")
+    assert list(json.loads(text)) == sorted(json.loads(text))
+    assert '"seeds": [0, 1],\n' in text
+    save(load(path), path)
+    assert path.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("call", ["replace", "open"])
+def test_failed_write_leaves_the_old_record_and_no_debris(tmp_path, monkeypatch, call):
+    path = tmp_path / "margin.json"
+    save(made_up(), path)
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, call, full)
+        with pytest.raises(StudyError, match=r"No space left on device.*make room"):
+            save(made_up(title="new"), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": {"R@1": [50.0, float("nan")]}}, r"metrics\.R@1\[1\] is nan"),
+        ({"metrics": {"R@1": [50.0]}}, "metrics.R@1 has 1 values for 2 seeds"),
+        ({"controls": {"random": {"R@1": [1.0]}}}, "controls.random.R@1 has 1 values"),
+        ({"seeds": [0, 0]}, "seeds must be a list of different whole numbers"),
+        ({"method": "../x"}, "method must be a name"),
+        ({"params": {"device": object()}}, "params.device is a object"),
+        ({"per_class": {"classes": ["a"]}}, "per_class lacks"),
+        (
+            {"per_class": {"classes": ["a"], "queries": [1], "R@1": [[1.0], [1.0, 2.0]]}},
+            "per_class.R@1 must have 1 values",
+        ),
+    ],
+)
+def test_what_breaks_the_contract_is_not_written(tmp_path, changes, message):
+    path = tmp_path / "margin.json"
+    with pytest.raises(StudyError, match=message):
+        save(made_up(**changes), path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:100], "cannot be read as JSON"),
+        (lambda text: text.replace("51.0", "NaN"), "NaN is not a finite number"),
+        (lambda text: text.replace('"schema": 1', '"schema": 7'), "schema is 7"),
+        (lambda text: text.replace('"comparable": false', '"comparable": 0'), "comparable must be"),
+        (lambda text: text.replace('"title"', '"titel"'), "lacks title"),
+        (lambda text: text.replace('"R@1": [50', '"R@1": ["50"], "R@2": [50'), "metrics must be"),
+        (lambda text: "[]", "not a JSON object"),
+    ],
+)
+def test_broken_records_name_file_fault_and_remedy(tmp_path, damage, message):
+    path = tmp_path / "glyphs" / "margin.json"
+    save(made_up(), path)
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(StudyError, match=message) as caught:
+        load_all(tmp_path)
+    assert str(path) in str(caught.value)
+    assert "delete it and run again" in str(caught.value)
+
+
+def test_all_broken_records_are_named_at_once(tmp_path):
+    for name in ("a", "b"):
+        save(made_up(), tmp_path / "glyphs" / f"{name}.json")
+    with pytest.raises(StudyError, match=r"a\.json(.|\n)*b\.json.*belongs at glyphs/margin\.json"):
+        load_all(tmp_path)
+
+
+def test_no_records_yet(tmp_path):
+    assert load_all(tmp_path / "nowhere") == []
+    with pytest.raises(StudyError, match="run this method first"):
+        load(tmp_path / "none.json")
