@@ -1,0 +1,134 @@
+"""What training and evaluation draw from: pixels, or cached activations of the frozen part of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmlstudy.data.augment import Augment, augment, centre_crop
+from dmlstudy.data.benchmark import ImageSet
+from dmlstudy.data.store import cached_array, content_key, progress
+
+
+class Inputs(Protocol):
+    """Network inputs for one role of a benchmark; indices are positions in that role."""
+
+    def __len__(self) -> int: ...
+
+    def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
+        """Augmented inputs [views * B, ...], view-major."""
+        ...
+
+    def plain(self, indices: Tensor) -> Tensor:
+        """Inputs [B, ...] as at test time."""
+        ...
+
+
+class Pixels:
+    """Images in [0, 1], decoded from the store and augmented on the fly.
+
+    Args:
+        images: one role of a benchmark.
+        size: side of the network's input; test images are the centre crop.
+        spec: training augmentation.
+    """
+
+    def __init__(self, images: ImageSet, size: int, spec: Augment):
+        self.images, self.size, self.spec = images, size, spec
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
+        pixels = self._pixels(indices)
+        return torch.cat([augment(pixels, self.spec, self.size, generator) for _ in range(views)])
+
+    def plain(self, indices: Tensor) -> Tensor:
+        return centre_crop(self._pixels(indices), self.size)
+
+    def _pixels(self, indices: Tensor) -> Tensor:
+        pixels = self.images.store[self.images.rows[indices.numpy()]]
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
+class Activations:
+    """Rows of an activation cache; each training view is one of the cached views at random.
+
+    Args:
+        images: one role of a benchmark.
+        cache: float16 [V, M, ...] from `cache_activations`; M runs over the whole image store.
+    """
+
+    def __init__(self, images: ImageSet, cache: np.ndarray):
+        self.images, self.cache = images, cache
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
+        rows = self.images.rows[indices.repeat(views).numpy()]
+        chosen = torch.randint(len(self.cache), (len(rows),), generator=generator).numpy()
+        return torch.from_numpy(self.cache[chosen, rows]).float()
+
+    def plain(self, indices: Tensor) -> Tensor:
+        return torch.from_numpy(self.cache[0, self.images.rows[indices.numpy()]]).float()
+
+
+def cache_activations(
+    images: ImageSet,
+    lower: Callable[[Tensor], Tensor],
+    key: str,
+    *,
+    size: int,
+    spec: Augment,
+    views: int,
+    device: str = "cpu",
+    cache: Path | str | None = None,
+    batch: int = 64,
+) -> np.ndarray:
+    """Activations [views, M, ...] in float16 of the whole image store under a frozen `lower` part.
+
+    View 0 is the plain image, view 1 its mirror image if the augmentation mirrors, the others are random
+    augmentations with seeds of their own. All roles and validation folds share the array.
+
+    Args:
+        key: names the function `lower` (weights and cut); part of the cache's address.
+
+    Raises:
+        StudyError: the disk is full.
+    """
+    everything = Pixels(_whole_store(images), size, spec)
+    shape = lower(everything.plain(torch.arange(1)).to(device)).shape[1:]
+
+    def fill(array: np.ndarray) -> None:
+        starts = range(0, len(everything), batch)
+        for step in progress("caching activations, batch", views * len(starts)):
+            view, start = divmod(step, len(starts))
+            indices = torch.arange(start * batch, min((start + 1) * batch, len(everything)))
+            inputs = _view(everything, indices, view, start).to(device)
+            with torch.inference_mode():
+                array[view, indices.numpy()] = lower(inputs).half().cpu().numpy()
+
+    address = content_key(images.key, key, size, str(spec), views)
+    total = (views, len(everything), *shape)
+    return cached_array("activations", address, total, "float16", fill, cache)
+
+
+def _view(everything: Pixels, indices: Tensor, view: int, batch: int) -> Tensor:
+    plain = everything.plain(indices)
+    if view == 0:
+        return plain
+    if view == 1 and everything.spec.flip:
+        return plain.flip(3)
+    generator = torch.Generator().manual_seed(1_000_003 * view + batch)
+    return everything.views(indices, 1, generator)
+
+
+def _whole_store(images: ImageSet) -> ImageSet:
+    rows = np.arange(len(images.store))
+    return ImageSet(images.store, rows, np.zeros_like(rows), ("any",), images.key)

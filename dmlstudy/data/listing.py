@@ -1,0 +1,168 @@
+"""From a reader's listing of files to a benchmark: decode once into the image store, split into roles."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmlstudy.data.benchmark import Benchmark, ImageSet
+from dmlstudy.data.store import cached_array, content_key, progress
+from dmlstudy.errors import StudyError
+
+VERSION = 1  # of the decoding; raise it when stored pixels would change
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set as its reader found it, nothing decoded yet.
+
+    Attributes:
+        files: what to read: image paths, or "archive.zip::member".
+        labels: int [M], ids into `classes`.
+        roles: str [M], "train", "query" or "gallery".
+        channels: 1 grey, 3 colour.
+        invert: grey ink on white paper is stored bright on dark.
+        completeness: counts against the official release.
+        complete: whether these counts agree.
+        literature: whether the data set has a table in the literature.
+    """
+
+    name: str
+    title: str
+    files: Sequence[str]
+    labels: np.ndarray
+    roles: np.ndarray
+    classes: Sequence[str]
+    channels: int
+    completeness: str
+    complete: bool = True
+    literature: bool = False
+    invert: bool = False
+
+
+def to_benchmark(listing: Listing, size: int, cache: Path | str | None = None) -> Benchmark:
+    """Decode a listing's images at this size (once) and divide them into roles.
+
+    Raises:
+        StudyError: an image cannot be read; its file is named and nothing is kept.
+    """
+    # Files are known by name and size: a repaired download changes the size, copying does not change the key.
+    identity = [(Path(f).name, _file_size(f)) for f in listing.files]
+    key = content_key(VERSION, listing.name, size, listing.channels, listing.invert, identity)
+    shape = (len(listing.files), size, size, listing.channels)
+
+    def fill(array: np.ndarray) -> None:
+        reader = _Reader(listing, size)
+        chunks = [range(i, min(i + 256, len(array))) for i in range(0, len(array), 256)]
+        with ThreadPoolExecutor() as pool:
+            for i in progress(f"decoding {listing.name}, 256 images each, block", len(chunks)):
+                array[chunks[i].start : chunks[i].stop] = list(pool.map(reader, chunks[i]))
+
+    store = cached_array(f"images-{listing.name.partition(':')[0]}", key, shape, "uint8", fill, cache)
+    return split(listing, store, key, shareable=False)
+
+
+def split(listing: Listing, store: np.ndarray, key: str, *, shareable: bool) -> Benchmark:
+    """The benchmark of a listing whose images are in `store`; labels are made contiguous per role."""
+
+    def role(name: str, classes: np.ndarray | None = None) -> ImageSet | None:
+        rows = np.flatnonzero(listing.roles == name)
+        if not len(rows):
+            return None
+        present = np.unique(listing.labels[rows]) if classes is None else classes
+        names = tuple(listing.classes[c] for c in present)
+        return ImageSet(store, rows, np.searchsorted(present, listing.labels[rows]), names, key)
+
+    searched = listing.labels[listing.roles != "train"]
+    test_classes = np.unique(searched)
+    train, query = role("train"), role("query", test_classes)
+    if train is None or query is None:
+        raise StudyError(
+            f"{listing.name} has no {'training' if train is None else 'test'} images: {listing.completeness}."
+        )
+    checksum = content_key(key, listing.labels.tolist(), listing.roles.tolist())
+    comparable = listing.complete and listing.literature
+    return Benchmark(
+        listing.name,
+        listing.title,
+        train,
+        query,
+        role("gallery", test_classes),
+        listing.completeness,
+        comparable,
+        shareable,
+        checksum,
+    )
+
+
+class _Reader:
+    """Decodes image i of a listing to uint8 [size, size, C]; zip archives stay open between images."""
+
+    def __init__(self, listing: Listing, size: int):
+        self.listing, self.size = listing, size
+        self.archives: dict[str, zipfile.ZipFile] = {}
+        for archive in {f.partition("::")[0] for f in listing.files if "::" in f}:
+            self.archives[archive] = zipfile.ZipFile(archive)
+
+    def __call__(self, i: int) -> np.ndarray:
+        from PIL import Image, ImageOps
+
+        file = self.listing.files[i]
+        try:
+            with Image.open(self._open(file)) as image:
+                image = image.convert("L" if self.listing.channels == 1 else "RGB")
+                image = square(image, self.size)
+        except (OSError, SyntaxError, zipfile.BadZipFile) as error:
+            raise StudyError(
+                f"Cannot read the image {file} of {self.listing.name} ({error}): extract or download it again."
+            ) from error
+        if self.listing.invert:
+            image = ImageOps.invert(image)
+        return np.asarray(image).reshape(self.size, self.size, self.listing.channels)
+
+    def _open(self, file: str) -> Any:
+        archive, inside, member = file.partition("::")
+        return io.BytesIO(self.archives[archive].read(member)) if inside else file
+
+
+def square(image: Any, size: int) -> Any:
+    """A PIL image with its shorter side resized to `size`, then cropped at the centre; as is if it fits."""
+    from PIL import Image, ImageOps
+
+    if image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
+def _file_size(file: str) -> int:
+    archive, inside, _ = file.partition("::")
+    return 0 if inside else Path(archive).stat().st_size
+
+
+def check_files(name: str, files: Sequence[str], source: str) -> None:
+    """Refuse a data set whose annotations name files that are not there.
+
+    Raises:
+        StudyError: how many are missing, and the first.
+    """
+    present: Callable[[str], bool] = _present_in_folders(files)
+    missing = [file for file in files if not present(file)]
+    if missing:
+        raise StudyError(
+            f"{len(missing):,} of {len(files):,} images of {name} named in {source} are missing (first: "
+            f"{missing[0]}): extract the archive again."
+        )
+
+
+def _present_in_folders(files: Sequence[str]) -> Callable[[str], bool]:
+    # One listing per folder instead of one system call per file: SOP has 120,053.
+    folders = {Path(file).parent for file in files}
+    names = {folder: {p.name for p in folder.glob("*")} for folder in folders}
+    return lambda file: Path(file).name in names[Path(file).parent]

@@ -1,0 +1,98 @@
+"""Arrays that are computed once and memory-mapped ever after: decoded images, cached activations."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmlstudy.errors import StudyError
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def data_root(root: Path | str | None = None) -> Path:
+    """Where data sets lie: the argument, $DMLSTUDY_DATA, or data/ in the project."""
+    chosen = root or os.environ.get("DMLSTUDY_DATA")
+    return Path(chosen).absolute() if chosen else PROJECT / "data"
+
+
+def cache_root(cache: Path | str | None = None) -> Path:
+    """Where derived arrays and checkpoints lie: the argument, $DMLSTUDY_CACHE, or .cache/ in the project."""
+    chosen = cache or os.environ.get("DMLSTUDY_CACHE")
+    return Path(chosen).absolute() if chosen else PROJECT / ".cache"
+
+
+def content_key(*parts: Any) -> str:
+    """Short SHA-256 over JSON of the parts: the same inputs, the same name."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def cached_array(
+    name: str,
+    key: str,
+    shape: Sequence[int],
+    dtype: str,
+    fill: Callable[[np.ndarray], None],
+    cache: Path | str | None = None,
+) -> np.ndarray:
+    """The read-only memory-mapped array `<cache>/<name>-<key>.npy`, filled on first use.
+
+    It is written under another name and renamed when it is whole, so a killed or failed fill leaves nothing
+    that looks complete; a lock keeps two processes from filling it twice.
+
+    Raises:
+        StudyError: the disk is full, or the cache folder cannot be written.
+    """
+    from filelock import FileLock
+
+    path = cache_root(cache) / f"{name}-{key}.npy"
+    if not path.exists():
+        need = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():  # another process may have filled it while we waited
+                    _fill(path, shape, dtype, fill)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                raise
+            raise StudyError(
+                f"Cannot write {need / 1e6:.0f} MB to {path.parent} ({error.strerror}): free some space or "
+                "set DMLSTUDY_CACHE to another folder."
+            ) from error
+    return np.load(path, mmap_mode="r")
+
+
+def _fill(
+    path: Path, shape: Sequence[int], dtype: str, fill: Callable[[np.ndarray], None]
+) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=tuple(shape))
+        # Writing to a hole of a full disk would kill the process, so the space is claimed first.
+        with partial.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        fill(array)
+        array.flush()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def progress(what: str, total: int, every: float = 5.0) -> Iterator[int]:
+    """Count 0..total-1, with a line on standard error every few seconds of a long job."""
+    start = last = time.monotonic()
+    for i in range(total):
+        yield i
+        if time.monotonic() - last > every:
+            last = time.monotonic()
+            print(f"{what}: {i + 1} of {total}, {last - start:.0f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,58 @@
+"""Ranked list loss."""
+
+import torch
+from torch import Tensor
+
+from dmlstudy.geometry import pair_masks, pairwise_distance
+
+
+def ranked_list(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 1.2,
+    margin: float = 0.4,
+    temperature: float = 10.0,
+    lam: float = 0.5,
+) -> Tensor:
+    """Positives inside a ball of radius alpha - m, negatives beyond alpha; only violating pairs count.
+
+    Wang, Hua, Kodirov, Hu, Garnier, Robertson, "Ranked List Loss for Deep Metric Learning", CVPR 2019:
+
+        L_P(i) = mean over {j in P_i : d_ij > alpha - m} of  d_ij - (alpha - m)
+        L_N(i) = sum over {j in N_i : d_ij < alpha} of  w_ij (alpha - d_ij),
+                 w_i = softmax_j T (alpha - d_ij), constant for the gradient
+        L = 1/B sum_i [(1 - lam) L_P(i) + lam L_N(i)]
+
+    with d the Euclidean distance, not squared.
+
+    Args:
+        embeddings: [B, D], expects unit rows.
+        labels: [B].
+        alpha: boundary of negatives.
+        margin: m, the gap between the boundaries.
+        temperature: T; 0 gives every violating negative the same weight.
+        lam: weight of the negative part, the paper's lambda.
+
+    Returns:
+        Scalar; 0 with zero gradient if no pair violates its boundary.
+
+    >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])
+    >>> easy, hard = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    >>> [round(float(ranked_list(x, y)), 6) for y in (easy, hard)]
+    [0.076393, 0.586433]
+    >>> [round(float(ranked_list(x, y, alpha=1.4, margin=0.2)), 6) for y in (easy, hard)]
+    [0.126393, 0.486433]
+    """
+    d = pairwise_distance(embeddings)
+    positive, negative = pair_masks(labels)
+    positive = positive & (d > alpha - margin)
+    negative = negative & (d < alpha)
+
+    count = positive.sum(1).clamp_min(1)
+    loss_positive = ((d - (alpha - margin)) * positive).sum(1) / count
+    # exp(10 * 1.2) is large: softmax, not exp / sum. A row without violators has weight nowhere.
+    logits = (temperature * (alpha - d.detach())).masked_fill(~negative, torch.finfo(d.dtype).min)
+    weight = logits.softmax(1) * negative
+    loss_negative = (weight * (alpha - d)).sum(1)
+    return ((1 - lam) * loss_positive + lam * loss_negative).sum() / len(labels)
