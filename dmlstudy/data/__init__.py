@@ -1,4 +1,4 @@
-"""Data sets: read from their official layouts, decoded once, split class-disjointly, sampled P x K."""
+"""Data sets: official layouts read, decoded once, split class-disjointly, sampled P x K."""
 
 from __future__ import annotations
 
@@ -108,9 +108,10 @@ def inventory(root: Path | str | None = None) -> list[Inventory]:
         try:
             listing = OFFICIAL[name](data_root(root))
         except StudyError as error:
-            there = any((data_root(root) / f).exists() for f in {folder.split("/")[0]})
-            lines.append(Inventory(name, "broken" if there else "missing", str(error), folder, source))
-            continue
-        state = "complete" if listing.complete else "partly there"
-        lines.append(Inventory(name, state, listing.completeness, folder, source))
+            there = any((data_root(root) / f).is_dir() for f in official.FOLDERS[name])
+            state, detail = "broken" if there else "missing", str(error)
+        else:
+            state = "complete" if listing.complete else "partly there"
+            detail = listing.completeness
+        lines.append(Inventory(name, state, detail, folder, source))
     return lines

@@ -17,7 +17,8 @@ class Augment:
     Attributes:
         flip: mirror left-right with probability 1/2.
         rotate: largest rotation either way, degrees.
-        crop_area: smallest share of the stored image's area that a random crop keeps; 1 is no random crop.
+        crop_area: smallest share of the stored image's area that a random crop keeps; 1 is no
+            random crop.
         shift: largest shift either way, as a share of the side.
     """
 
@@ -51,7 +52,7 @@ def augment(images: Tensor, spec: Augment, size: int, generator: torch.Generator
         [B, C, size, size]; what a rotation or shift brings in from outside repeats the border.
     """
     batch = len(images)
-    mirror = torch.rand(batch, generator=generator) < 0.5 if spec.flip else torch.zeros(batch) > 0
+    mirror = torch.rand(batch, generator=generator) < (0.5 if spec.flip else 0)
     if not spec.geometric:
         cropped = centre_crop(images, size)
         return torch.where(mirror[:, None, None, None], cropped.flip(3), cropped)
@@ -64,11 +65,13 @@ def augment(images: Tensor, spec: Augment, size: int, generator: torch.Generator
         area = uniform(spec.crop_area, 1).sqrt()
         aspect = (uniform(-1, 1) * math.log(4 / 3) / 2).exp()
         width, height = (area * aspect).clamp_max(1), (area / aspect).clamp_max(1)
+        # The crop's centre may lie wherever the crop stays inside.
+        dx, dy = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
     else:
         width = height = torch.full((batch,), size / images.shape[2])
-    # The crop's centre may lie wherever the crop stays inside; a shift comes on top.
-    dx = uniform(-1, 1) * (1 - width) + uniform(-2, 2) * spec.shift
-    dy = uniform(-1, 1) * (1 - height) + uniform(-2, 2) * spec.shift
+        dx = dy = torch.zeros(batch)
+    # The side is 2 in the sampling grid's coordinates.
+    dx, dy = dx + 2 * spec.shift * uniform(-1, 1), dy + 2 * spec.shift * uniform(-1, 1)
     sign = 1 - 2 * mirror.float()
     cos, sin = angle.cos(), angle.sin()
     theta = torch.stack(

@@ -69,20 +69,26 @@ class Benchmark:
     checksum: str
 
     def fold(self, fold: int, folds: int, seed: int = 0) -> Benchmark:
-        """The validation task number `fold` of `folds`: its classes are held out of the training classes.
+        """Validation task number `fold` of `folds`: holds its classes out of the training classes.
 
         No test image is in it, so whatever is chosen on it is not chosen on the test set.
         The division of classes depends on `seed` and `folds` alone.
 
         Raises:
-            StudyError: `fold` is not in 0..folds-1, or a fold would have fewer than two classes.
+            StudyError: `folds` is below two, `fold` is not in 0..folds-1, or a fold would have
+                fewer than two classes.
         """
         n = len(self.train.classes)
+        if folds < 2:
+            raise StudyError(
+                f"folds must be 2 or more, not {folds}: one fold would train on nothing."
+            )
         if not 0 <= fold < folds:
             raise StudyError(f"fold must lie in 0..{folds - 1} (folds is {folds}), not {fold}.")
         if n // folds < 2:
             raise StudyError(
-                f"{self.name} has {n} training classes, too few for {folds} folds: set folds to {max(n // 2, 1)} or less."
+                f"{self.name} has {n} training classes, but {folds} folds need {2 * folds}: lower "
+                "folds (2 at least) or take a data set with more classes."
             )
         order = np.random.default_rng([seed, folds]).permutation(n)
         held = np.sort(order[fold::folds])

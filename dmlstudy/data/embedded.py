@@ -1,4 +1,4 @@
-"""Embedded data sets: digits from scikit-learn, glyphs drawn from the fonts that ship inside matplotlib."""
+"""Embedded data sets: digits from scikit-learn, glyphs drawn from matplotlib's own fonts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FONTS = (
     "DejaVuSerif-Bold",
     "DejaVuSerif-Italic",
 )
-# Latin, Greek, Cyrillic, currency, letter-like signs, arrows, mathematics: blocks that all these fonts draw.
+# Latin, Greek, Cyrillic, arrows, mathematics; characters that a font lacks are passed over.
 BLOCKS = ((0x21, 0x7E), (0x391, 0x3C9), (0x410, 0x44F), (0x2190, 0x21FF), (0x2200, 0x22FF))
 GLYPHS = 240
 
 
 def load_digits(size: int, cache: Path | str | None = None) -> Benchmark:
-    """1,797 handwritten digits, 8x8: classes 0-4 train, 5-9 test (scikit-learn's copy of the UCI test set)."""
+    """1,797 handwritten digits, 8x8: classes 0-4 train, 5-9 test (UCI, scikit-learn's copy)."""
 
     def fill(store: np.ndarray) -> None:
         pixels, _ = _sklearn_digits()
@@ -36,7 +36,8 @@ def load_digits(size: int, cache: Path | str | None = None) -> Benchmark:
     listing = _listing("digits", "Handwritten digits 8x8", _digit_labels(cache), range(10), 5)
     key = content_key(VERSION, "digits", size)
     shape = (len(listing.labels), size, size, 1)
-    return split(listing, cached_array("images-digits", key, shape, "uint8", fill, cache), key, shareable=True)
+    store = cached_array("images-digits", key, shape, "uint8", fill, cache)
+    return split(listing, store, key, shareable=True)
 
 
 def _digit_labels(cache: Path | str | None) -> np.ndarray:
@@ -55,11 +56,12 @@ def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_glyphs(size: int, cache: Path | str | None = None) -> Benchmark:
-    """240 Unicode characters x 20: a random font, affine map and noise each; half of the characters train."""
+    """240 Unicode characters x 20: random font, affine map, noise; half of the characters train."""
     labels = np.repeat(np.arange(GLYPHS), PER_GLYPH)
-    key = content_key(VERSION, "glyphs", size, FONTS, BLOCKS, GLYPHS, PER_GLYPH)
-    # The characters are chosen while drawing, so their code points are kept in a store of their own.
-    chars = cached_array("characters-glyphs", key, (GLYPHS,), "int64", _choose_characters, cache)
+    # Choosing the characters draws hundreds, so their code points are kept for all sizes.
+    choice = content_key(VERSION, "glyphs", FONTS, BLOCKS, GLYPHS)
+    chars = cached_array("characters-glyphs", choice, (GLYPHS,), "int64", _choose_characters, cache)
+    key = content_key(choice, size, PER_GLYPH)
 
     def fill(store: np.ndarray) -> None:
         store[:] = _resized(_draw([chr(c) for c in chars]), size)
@@ -67,10 +69,13 @@ def load_glyphs(size: int, cache: Path | str | None = None) -> Benchmark:
     names = [f"U+{c:04X} {chr(c)}" for c in chars]
     listing = _listing("glyphs", "Unicode glyphs 32x32", labels, names, GLYPHS // 2)
     shape = (len(labels), size, size, 1)
-    return split(listing, cached_array("images-glyphs", key, shape, "uint8", fill, cache), key, shareable=True)
+    store = cached_array("images-glyphs", key, shape, "uint8", fill, cache)
+    return split(listing, store, key, shareable=True)
 
 
-def _listing(name: str, title: str, labels: np.ndarray, classes: Any, train_classes: int) -> Listing:
+def _listing(
+    name: str, title: str, labels: np.ndarray, classes: Any, train_classes: int
+) -> Listing:
     return Listing(
         name,
         title,

@@ -1,9 +1,11 @@
-"""From a reader's listing of files to a benchmark: decode once into the image store, split into roles."""
+"""From a reader's listing of files to a benchmark: decoded once, split into roles."""
 
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +19,16 @@ from dmlstudy.data.store import cached_array, content_key, progress
 from dmlstudy.errors import StudyError
 
 VERSION = 1  # of the decoding; raise it when stored pixels would change
+# What Pillow and zipfile raise on broken files, by the place where the bytes stop making sense.
+DECODING_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,9 @@ class Listing:
         completeness: counts against the official release.
         complete: whether these counts agree.
         literature: whether the data set has a table in the literature.
+
+    Raises:
+        StudyError: no training or no test images.
     """
 
     name: str
@@ -46,6 +61,14 @@ class Listing:
     literature: bool = False
     invert: bool = False
 
+    def __post_init__(self) -> None:
+        for role, kind in (("train", "training"), ("query", "test")):
+            if not np.any(self.roles == role):
+                raise StudyError(
+                    f"{self.name} has no {kind} images ({self.completeness}): extract the official "
+                    "archive again."
+                )
+
 
 def to_benchmark(listing: Listing, size: int, cache: Path | str | None = None) -> Benchmark:
     """Decode a listing's images at this size (once) and divide them into roles.
@@ -53,8 +76,9 @@ def to_benchmark(listing: Listing, size: int, cache: Path | str | None = None) -
     Raises:
         StudyError: an image cannot be read; its file is named and nothing is kept.
     """
-    # Files are known by name and size: a repaired download changes the size, copying does not change the key.
-    identity = [(Path(f).name, _file_size(f)) for f in listing.files]
+    # Files are known by class folder, name and size: a repaired download changes the size, copying
+    # the data elsewhere does not change the key.
+    identity = [(f.split("/")[-2:], _file_size(f)) for f in listing.files]
     key = content_key(VERSION, listing.name, size, listing.channels, listing.invert, identity)
     shape = (len(listing.files), size, size, listing.channels)
 
@@ -65,40 +89,31 @@ def to_benchmark(listing: Listing, size: int, cache: Path | str | None = None) -
             for i in progress(f"decoding {listing.name}, 256 images each, block", len(chunks)):
                 array[chunks[i].start : chunks[i].stop] = list(pool.map(reader, chunks[i]))
 
-    store = cached_array(f"images-{listing.name.partition(':')[0]}", key, shape, "uint8", fill, cache)
+    name = f"images-{listing.name.partition(':')[0]}"
+    store = cached_array(name, key, shape, "uint8", fill, cache)
     return split(listing, store, key, shareable=False)
 
 
 def split(listing: Listing, store: np.ndarray, key: str, *, shareable: bool) -> Benchmark:
-    """The benchmark of a listing whose images are in `store`; labels are made contiguous per role."""
+    """The benchmark of a listing whose images are in `store`; labels count from 0 on each side."""
+    training = listing.roles == "train"
 
-    def role(name: str, classes: np.ndarray | None = None) -> ImageSet | None:
+    def role(name: str, side: np.ndarray) -> ImageSet:
+        classes = np.unique(listing.labels[side])  # query and gallery share theirs
         rows = np.flatnonzero(listing.roles == name)
-        if not len(rows):
-            return None
-        present = np.unique(listing.labels[rows]) if classes is None else classes
-        names = tuple(listing.classes[c] for c in present)
-        return ImageSet(store, rows, np.searchsorted(present, listing.labels[rows]), names, key)
+        labels = np.searchsorted(classes, listing.labels[rows])
+        return ImageSet(store, rows, labels, tuple(listing.classes[c] for c in classes), key)
 
-    searched = listing.labels[listing.roles != "train"]
-    test_classes = np.unique(searched)
-    train, query = role("train"), role("query", test_classes)
-    if train is None or query is None:
-        raise StudyError(
-            f"{listing.name} has no {'training' if train is None else 'test'} images: {listing.completeness}."
-        )
-    checksum = content_key(key, listing.labels.tolist(), listing.roles.tolist())
-    comparable = listing.complete and listing.literature
     return Benchmark(
-        listing.name,
-        listing.title,
-        train,
-        query,
-        role("gallery", test_classes),
-        listing.completeness,
-        comparable,
-        shareable,
-        checksum,
+        name=listing.name,
+        title=listing.title,
+        train=role("train", training),
+        query=role("query", ~training),
+        gallery=role("gallery", ~training) if np.any(listing.roles == "gallery") else None,
+        completeness=listing.completeness,
+        comparable=listing.complete and listing.literature,
+        shareable=shareable,
+        checksum=content_key(key, listing.labels.tolist(), listing.roles.tolist()),
     )
 
 
@@ -116,12 +131,14 @@ class _Reader:
 
         file = self.listing.files[i]
         try:
-            with Image.open(self._open(file)) as image:
-                image = image.convert("L" if self.listing.channels == 1 else "RGB")
-                image = square(image, self.size)
-        except (OSError, SyntaxError, zipfile.BadZipFile) as error:
+            with Image.open(self._open(file)) as opened:
+                image = square(
+                    opened.convert("L" if self.listing.channels == 1 else "RGB"), self.size
+                )
+        except DECODING_ERRORS as error:
             raise StudyError(
-                f"Cannot read the image {file} of {self.listing.name} ({error}): extract or download it again."
+                f"Cannot read the image {file} of {self.listing.name} ({error}): extract or download "
+                "it again."
             ) from error
         if self.listing.invert:
             image = ImageOps.invert(image)
@@ -156,8 +173,8 @@ def check_files(name: str, files: Sequence[str], source: str) -> None:
     missing = [file for file in files if not present(file)]
     if missing:
         raise StudyError(
-            f"{len(missing):,} of {len(files):,} images of {name} named in {source} are missing (first: "
-            f"{missing[0]}): extract the archive again."
+            f"{len(missing):,} of {len(files):,} images of {name} named in {source} are missing "
+            f"(first: {missing[0]}): extract the archive again."
         )
 
 

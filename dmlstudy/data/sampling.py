@@ -12,11 +12,11 @@ def pk_batches(
 ) -> Iterator[np.ndarray]:
     """One epoch of batches of P different classes with K images each.
 
-    Each class' images are shuffled and cut into groups of K; a short last group is filled up with other
-    images of its class (repeated only if the class has fewer than K). Batches take a group from each of the
-    P classes that have most groups left, ties at random, until fewer than P classes have any. So every image
-    is drawn about once an epoch, and an epoch has about N / (P K) batches. Classes with a single image are
-    left out: they can have no positive.
+    Each class' images are shuffled and cut into groups of K; a short last group is filled up with
+    other images of its class (repeated only if the class has fewer than K). Batches take a group
+    from each of the P classes that have most groups left, ties at random, until fewer than P
+    classes have any. So every image is drawn about once an epoch, and an epoch has about N / (P K)
+    batches. Classes with a single image are left out: they can have no positive.
 
     Args:
         labels: int [N].
@@ -39,8 +39,8 @@ def pk_batches(
     usable = [members for members in by_class if len(members) >= 2]
     if len(usable) < p:
         raise StudyError(
-            f"A batch of p = {p} classes needs {p} classes with two images or more, but the training set has "
-            f"{len(usable)}: lower p."
+            f"A batch of p = {p} classes needs {p} classes with two images or more, but the training "
+            f"set has {len(usable)}: lower p."
         )
     groups = [_groups(members, k, rng) for members in usable]
     # Classes wait in a bucket per number of groups left, so that dealing never sorts all classes.

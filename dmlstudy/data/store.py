@@ -1,4 +1,4 @@
-"""Arrays that are computed once and memory-mapped ever after: decoded images, cached activations."""
+"""Arrays computed once and memory-mapped ever after: decoded images, cached activations."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ import numpy as np
 from dmlstudy.errors import StudyError
 
 PROJECT = Path(__file__).resolve().parents[2]
+# What the user can mend: no space, no permission, or a file where the cache folder should be.
+WRITE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 
 
 def data_root(root: Path | str | None = None) -> Path:
@@ -26,7 +36,7 @@ def data_root(root: Path | str | None = None) -> Path:
 
 
 def cache_root(cache: Path | str | None = None) -> Path:
-    """Where derived arrays and checkpoints lie: the argument, $DMLSTUDY_CACHE, or .cache/ in the project."""
+    """Where derived arrays and checkpoints lie: the argument, $DMLSTUDY_CACHE, or .cache/."""
     chosen = cache or os.environ.get("DMLSTUDY_CACHE")
     return Path(chosen).absolute() if chosen else PROJECT / ".cache"
 
@@ -46,8 +56,8 @@ def cached_array(
 ) -> np.ndarray:
     """The read-only memory-mapped array `<cache>/<name>-<key>.npy`, filled on first use.
 
-    It is written under another name and renamed when it is whole, so a killed or failed fill leaves nothing
-    that looks complete; a lock keeps two processes from filling it twice.
+    It is written under another name and renamed when it is whole, so a killed or failed fill leaves
+    nothing that looks complete; a lock keeps two processes from filling it twice.
 
     Raises:
         StudyError: the disk is full, or the cache folder cannot be written.
@@ -63,24 +73,23 @@ def cached_array(
                 if not path.exists():  # another process may have filled it while we waited
                     _fill(path, shape, dtype, fill)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            if error.errno not in WRITE_ERRORS:
                 raise
             raise StudyError(
-                f"Cannot write {need / 1e6:.0f} MB to {path.parent} ({error.strerror}): free some space or "
-                "set DMLSTUDY_CACHE to another folder."
+                f"Cannot write {need / 1e6:.1f} MB to {path.parent} ({error.strerror}): free some "
+                "space or set DMLSTUDY_CACHE to another folder."
             ) from error
     return np.load(path, mmap_mode="r")
 
 
-def _fill(
-    path: Path, shape: Sequence[int], dtype: str, fill: Callable[[np.ndarray], None]
-) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+def _fill(path: Path, shape: Sequence[int], dtype: str, fill: Callable[[np.ndarray], None]) -> None:
+    partial = path.with_suffix(".partial")  # one name, so what a killed process left is overwritten
     try:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=tuple(shape))
         # Writing to a hole of a full disk would kill the process, so the space is claimed first.
-        with partial.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with partial.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         fill(array)
         array.flush()
         partial.replace(path)

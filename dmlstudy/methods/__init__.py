@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from dmlstudy.errors import StudyError, unknown
-from dmlstudy.methods.base import Batch, Method, deviations
+from dmlstudy.methods.base import Batch, Method, Task, deviations
 from dmlstudy.methods.divide_and_conquer import DivideAndConquer
 from dmlstudy.methods.multi_similarity import MultiSimilarity
 from dmlstudy.methods.ranked_list import RankedList
@@ -23,7 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "divide_and_conquer": DivideAndConquer,
 }
 
-__all__ = ["METHODS", "Batch", "Method", "deviations", "find_method", "hyperparameters"]
+__all__ = ["METHODS", "Batch", "Method", "Task", "deviations", "find_method", "hyperparameters"]
 
 
 def find_method(name: str) -> type[Method]:

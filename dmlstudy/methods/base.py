@@ -32,6 +32,15 @@ class Batch:
     tag: int = 0
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a method may know in advance: training classes C, training images N, epochs."""
+
+    classes: int
+    images: int
+    epochs: int
+
+
 class EmbedAll(Protocol):
     """Runs a function (`method.embed` when left out) over all training images, unaugmented, in order."""
 
@@ -46,8 +55,7 @@ class Method(nn.Module):
 
     Args:
         network: trunk and head; its lower part may have been split off and cached.
-        classes: number of training classes C.
-        images: number of training images N.
+        task: numbers of training classes, images and epochs.
     """
 
     title: ClassVar[str]
@@ -63,7 +71,7 @@ class Method(nn.Module):
     own_lr = 1e-2  # learning rate of parameters that are not the network's
     unit = True  # embeddings are L2-normalised
 
-    def __init__(self, network: Network, classes: int, images: int):
+    def __init__(self, network: Network, task: Task):
         super().__init__()
         self.network = network
 

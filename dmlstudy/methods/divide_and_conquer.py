@@ -15,7 +15,7 @@ from torch import Tensor
 from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.losses import margin
-from dmlstudy.methods.base import Batch, EmbedAll, Method
+from dmlstudy.methods.base import Batch, EmbedAll, Method, Task
 from dmlstudy.miners import closest_negatives
 from dmlstudy.networks import Network
 
@@ -58,8 +58,7 @@ class DivideAndConquer(Method):
     def __init__(
         self,
         network: Network,
-        classes: int,
-        images: int,
+        task: Task,
         *,
         clusters: int = 4,
         every: int = 2,
@@ -67,9 +66,8 @@ class DivideAndConquer(Method):
         beta: float = 1.2,
         alpha: float = 0.2,
         assignment: str = "kmeans",
-        epochs: int = 10,
     ):
-        super().__init__(network, classes, images)
+        super().__init__(network, task)
         if network.embedding_size % clusters:
             raise StudyError(
                 f"divide_and_conquer cuts the embedding into equal slices: embedding_size "
@@ -79,9 +77,9 @@ class DivideAndConquer(Method):
             raise unknown("assignment", assignment, ("kmeans", "random"))
         self.clusters, self.every, self.beta, self.alpha = clusters, every, beta, alpha
         self.random = assignment == "random"
-        self.joint_from = epochs - round(joint * epochs)
+        self.joint_from = task.epochs - round(joint * task.epochs)
         self.cluster_of: Tensor  # [N], -1 before the first clustering
-        self.register_buffer("cluster_of", torch.full((images,), -1))
+        self.register_buffer("cluster_of", torch.full((task.images,), -1))
 
     def plan(
         self,

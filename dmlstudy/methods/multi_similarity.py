@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dmlstudy.losses import multi_similarity
-from dmlstudy.methods.base import Batch, Method
+from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.miners import relative_similarity
 from dmlstudy.networks import Network
 
@@ -39,15 +39,14 @@ class MultiSimilarity(Method):
     def __init__(
         self,
         network: Network,
-        classes: int,
-        images: int,
+        task: Task,
         *,
         alpha: float = 2.0,
         beta: float = 40.0,
         lam: float = 0.5,
         epsilon: float | None = 0.1,
     ):
-        super().__init__(network, classes, images)
+        super().__init__(network, task)
         self.alpha, self.beta, self.lam, self.epsilon = alpha, beta, lam, epsilon
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

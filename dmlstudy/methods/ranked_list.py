@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmlstudy.errors import unknown
 from dmlstudy.losses import ranked_list
-from dmlstudy.methods.base import Batch, Method
+from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
 
 
@@ -39,8 +39,7 @@ class RankedList(Method):
     def __init__(
         self,
         network: Network,
-        classes: int,
-        images: int,
+        task: Task,
         *,
         alpha: float = 1.2,
         margin: float = 0.4,
@@ -48,7 +47,7 @@ class RankedList(Method):
         lam: float = 0.5,
         variant: str = "H",
     ):
-        super().__init__(network, classes, images)
+        super().__init__(network, task)
         if variant not in ("H", "LMH"):
             raise unknown("ranked list variant", variant, ("H", "LMH"))
         if variant == "LMH":

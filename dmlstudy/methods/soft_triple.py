@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmlstudy.losses import soft_triple, soft_triple_regulariser
-from dmlstudy.methods.base import Batch, Method
+from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
 
 
@@ -40,8 +40,7 @@ class SoftTriple(Method):
     def __init__(
         self,
         network: Network,
-        classes: int,
-        images: int,
+        task: Task,
         *,
         centres: int = 10,
         lam: float = 20.0,
@@ -50,11 +49,11 @@ class SoftTriple(Method):
         delta: float = 0.01,
         centre_lr: float = 1e-2,
     ):
-        super().__init__(network, classes, images)
+        super().__init__(network, task)
         self.lam, self.gamma, self.tau, self.delta = lam, gamma, tau, delta
         self.own_lr = centre_lr
         self.centres = nn.Parameter(
-            F.normalize(torch.randn(classes, centres, network.embedding_size), dim=2)
+            F.normalize(torch.randn(task.classes, centres, network.embedding_size), dim=2)
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

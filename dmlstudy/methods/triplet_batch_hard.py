@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dmlstudy.geometry import squared_distance
 from dmlstudy.losses import triplet_batch_hard
-from dmlstudy.methods.base import Batch, Method
+from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
 
 
@@ -30,8 +30,8 @@ class TripletBatchHard(Method):
     controls = {"hinge, m = 0.2": {"margin": 0.2}}
     unit = False
 
-    def __init__(self, network: Network, classes: int, images: int, *, margin: float | None = None):
-        super().__init__(network, classes, images)
+    def __init__(self, network: Network, task: Task, *, margin: float | None = None):
+        super().__init__(network, task)
         self.margin = margin
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -262,8 +262,10 @@ def controls_table(
         for control, metrics in record.controls.items():
             if metric not in metrics or metric not in record.metrics:
                 continue
-            pairs = zip(record.metrics[metric], metrics[metric], strict=True)
-            method, other = estimate(record.metrics[metric]), estimate(metrics[metric])
+            # Controls run on the first of the seeds, often not on all.
+            same_seeds = record.metrics[metric][: len(metrics[metric])]
+            pairs = zip(same_seeds, metrics[metric], strict=True)
+            method, other = estimate(same_seeds), estimate(metrics[metric])
             difference = estimate([here - there for here, there in pairs])
             spread = difference.half_width
             width = "one seed" if spread is None else f"± {spread:.1f}"

@@ -1,0 +1,219 @@
+"""One method on one data set: every seed trained, tested once, compared with the untrained trunk."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmlstudy.data import (
+    Activations,
+    Benchmark,
+    ImageSet,
+    Inputs,
+    Pixels,
+    cache_activations,
+    cache_root,
+    content_key,
+    data_root,
+    load,
+)
+from dmlstudy.data.store import PROJECT
+from dmlstudy.errors import StudyError
+from dmlstudy.evaluation import Evaluation, evaluate
+from dmlstudy.methods import Method, Task, find_method
+from dmlstudy.networks import Network, build_network
+from dmlstudy.study.params import Settings
+from dmlstudy.training import EmbedAll, Progress, train
+
+# Library parts that decide what a trained network is; a change in them makes old checkpoints stale.
+TRAINING_CODE = ("data", "methods", "losses", "miners.py", "geometry.py", "networks.py", "training.py")
+
+
+@dataclass
+class Run:
+    """One trained and tested seed.
+
+    Attributes:
+        query, gallery: test embeddings [Q, D], [G, D]; gallery None if the queries search each other.
+    """
+
+    seed: int
+    method: Method
+    progress: Progress
+    query: Tensor
+    gallery: Tensor | None
+    evaluation: Evaluation
+
+
+class Experiment:
+    """Builds, trains and tests what the settings say.
+
+    Args:
+        settings: checked parameters.
+        say: told a line per epoch and per seed.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None] = print):
+        self.settings, self.protocol, self.say = settings, settings.protocol, say
+        torch.set_num_threads(self.protocol.threads)
+        if self.protocol.device == "cuda" and not torch.cuda.is_available():
+            raise StudyError("device is 'cuda', but torch finds no GPU here: set device to 'cpu'.")
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        p = self.protocol
+        benchmark = load(p.dataset, p.resize)
+        return benchmark if p.fold is None else benchmark.fold(p.fold, p.folds)
+
+    def run(self, seed: int, overrides: dict[str, Any] | None = None, method: str = "") -> Run:
+        """Train (or resume) and test one seed; `overrides` of hyperparameters make a control."""
+        name = method or self.settings.method
+        hyper = {} if method else self.settings.hyper | (overrides or {})
+        torch.manual_seed(seed)
+        network = self._network()
+        built = find_method(name)(network, self._task, **hyper).to(self.protocol.device)
+        train_inputs = self._inputs(self.benchmark.train)
+        if self.protocol.head_start == "pca":
+            network.start_head_from_pca(self._head_features(network, built, train_inputs))
+        path = self._checkpoint(name, hyper, seed)
+        resume = torch.load(path, weights_only=False) if path.exists() else None
+        if resume:
+            self.say(f"seed {seed}: goes on after epoch {resume.epoch} of {self.protocol.epochs}")
+            built.load_state_dict(resume.method)
+
+        def after_epoch(progress: Progress) -> None:
+            terms = "  ".join(f"{k} {v:.4f}" for k, v in progress.history[-1].items() if k != "epoch")
+            self.say(f"seed {seed}  epoch {progress.epoch:2d}/{self.protocol.epochs}  {terms}")
+            _save_checkpoint(progress, path)
+
+        progress = train(
+            built,
+            train_inputs,
+            self.benchmark.train.labels,
+            self.protocol.recipe,
+            seed,
+            resume=resume,
+            after_epoch=after_epoch if name != "untrained" else lambda progress: None,
+            device=self.protocol.device,
+        )
+        return self._test(seed, built, progress)
+
+    def _test(self, seed: int, method: Method, progress: Progress) -> Run:
+        b = self.benchmark
+        query = self._embed(method, b.query, "query")
+        gallery = None if b.gallery is None else self._embed(method, b.gallery, "gallery")
+        result = evaluate(
+            query,
+            torch.from_numpy(b.query.labels),
+            gallery,
+            None if b.gallery is None else torch.from_numpy(b.gallery.labels),
+            similarity=method.similarity,
+            ks=self.protocol.ks,
+            nmi_seeds=self.protocol.nmi_seeds,
+        )
+        return Run(seed, method, progress, query, gallery, result)
+
+    def _embed(self, method: Method, images: ImageSet, role: str) -> Tensor:
+        embed_all = EmbedAll(method, self._inputs(images), self.protocol.device)
+        return embed_all(lambda x: method.embed(x, role)).clone()
+
+    @property
+    def _task(self) -> Task:
+        train = self.benchmark.train
+        return Task(len(train.classes), len(train), self.protocol.epochs)
+
+    def _network(self) -> Network:
+        """The starting network; its frozen part is taken off if its activations are cached."""
+        p = self.protocol
+        network = build_network(
+            p.trunk,
+            channels=self.benchmark.train.store.shape[3],
+            embedding_size=p.embedding_size,
+            trained=p.trained,
+            weights=p.weights,
+            weights_root=data_root(),
+            tf_padding=p.tf_padding,
+            pool=p.pool,
+            freeze_bn=p.freeze_bn,
+        )
+        lower = network.split_lower() if p.cached_views else None
+        if lower is not None and self._cache is None:
+            self._cache = cache_activations(
+                self.benchmark.train,
+                lower.eval().to(p.device),
+                _weights_key(lower),
+                size=p.crop,
+                spec=p.augment,
+                views=p.cached_views,
+                device=p.device,
+            )
+        return network.to(p.device)
+
+    _cache: Any = None
+    _features: Tensor | None = None
+
+    def _inputs(self, images: ImageSet) -> Inputs:
+        if self._cache is not None:
+            return Activations(images, self._cache)
+        return Pixels(images, self.protocol.crop, self.protocol.augment)
+
+    def _head_features(self, network: Network, method: Method, inputs: Inputs) -> Tensor:
+        """Starting trunk features of the training images, computed once if the trunk starts pretrained."""
+        if self._features is None or self.protocol.weights == "none":
+            self._features = EmbedAll(method, inputs, self.protocol.device)(network.features)
+        return self._features
+
+    def _checkpoint(self, method: str, hyper: dict[str, Any], seed: int) -> Path:
+        presentation = ("seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
+        protocol = {k: v for k, v in vars(self.protocol).items() if k not in presentation}
+        key = content_key(
+            code_fingerprint(), torch.__version__, protocol, hyper, self.benchmark.checksum
+        )
+        return cache_root() / "runs" / f"{self.benchmark.name.replace('/', '_')}-{method}-{key}-seed{seed}.pt"
+
+
+def _save_checkpoint(progress: Progress, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        torch.save(progress, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise StudyError(
+            f"Cannot write the checkpoint {path} ({error}): free some space or set DMLSTUDY_CACHE to another "
+            "folder; the last complete checkpoint is kept."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _weights_key(lower: torch.nn.Module) -> str:
+    digest = hashlib.sha256(str(lower).encode())
+    for tensor in lower.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def code_fingerprint() -> str:
+    """Short hash of the library code that decides results; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for part in TRAINING_CODE:
+        path = PROJECT / "dmlstudy" / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                    if isinstance(body[0].value, ast.Constant):
+                        body[0].value.value = ""
+            digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]

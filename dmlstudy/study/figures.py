@@ -1,0 +1,132 @@
+"""Figures of a report. Each takes numbers and gives a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg", force=False)
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+POSITIVE, NEGATIVE, NEUTRAL = "#1b7837", "#c51b7d", "#888888"
+plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def training_curves(histories: dict[int, list[dict[str, float]]]) -> Figure:
+    """Mean loss terms per epoch, one line per seed and panel per term."""
+    terms = list(dict.fromkeys(t for rows in histories.values() for row in rows for t in row if t != "epoch"))
+    figure, axes = plt.subplots(1, max(len(terms), 1), figsize=(4.2 * max(len(terms), 1), 2.8), squeeze=False)
+    for axis, term in zip(axes[0], terms, strict=False):
+        for seed, rows in histories.items():
+            points = [(row["epoch"], row[term]) for row in rows if term in row]
+            axis.plot(*zip(*points, strict=True), marker="o", ms=3, label=f"seed {seed}")
+        axis.set(xlabel="epoch", title=term)
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    if terms:
+        axes[0, 0].set_ylabel("mean loss")
+        axes[0, -1].legend(frameon=False, fontsize=8)
+    else:
+        axes[0, 0].text(0.5, 0.5, "nothing is trained", ha="center")
+        axes[0, 0].axis("off")
+    figure.tight_layout()
+    return figure
+
+
+def similarity_histograms(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Figure:
+    """Similarities of same-class and different-class pairs, each normalised, before and after training."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 2.6), squeeze=False)
+    for axis, (title, (edges, positives, negatives)) in zip(axes[0], panels.items(), strict=True):
+        for counts, colour, label in (
+            (negatives, NEGATIVE, "different class"),
+            (positives, POSITIVE, "same class"),
+        ):
+            density = counts.double() / counts.sum().clamp_min(1)
+            axis.stairs(density.numpy(), edges.numpy(), fill=True, alpha=0.5, color=colour, label=label)
+        axis.set(title=title, xlabel="similarity", yticks=[])
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def embedding_map(embeddings: Tensor, labels: Tensor, classes: int = 10, per_class: int = 30) -> Figure:
+    """First two principal components of the images of a few test classes."""
+    chosen = torch.cat([(labels == c).nonzero()[:per_class, 0] for c in labels.unique()[:classes]])
+    x = embeddings[chosen].double()
+    x = x - x.mean(0)
+    _, _, axes = torch.linalg.svd(x, full_matrices=False)
+    points = x @ axes[:2].T
+    figure, axis = plt.subplots(figsize=(4.4, 3.6))
+    axis.scatter(*points.T.numpy(), c=labels[chosen].numpy(), cmap="tab10", s=12, alpha=0.8)
+    axis.set(xticks=[], yticks=[], xlabel="first principal component", ylabel="second")
+    figure.tight_layout()
+    return figure
+
+
+def gallery(rows: Sequence[tuple[str, np.ndarray, Sequence[tuple[np.ndarray, bool]]]]) -> Figure:
+    """Queries with their nearest images: (caption, query image, [(image, is of the query's class)])."""
+    wide = 1 + max(len(found) for _, _, found in rows)
+    figure, axes = plt.subplots(len(rows), wide, figsize=(0.85 * wide + 1, 0.9 * len(rows)), squeeze=False)
+    for line, (caption, query, found) in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+        _show(line[0], query, NEUTRAL)
+        line[0].set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=8)
+        for axis, (image, right) in zip(line[1:], found, strict=False):
+            _show(axis, image, POSITIVE if right else NEGATIVE)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def forces(loss: Callable[[Tensor, Tensor], Tensor], centres: Tensor | None = None) -> Figure:
+    """A loss at work on twelve points of three classes on the circle: arrows are -dL/dx along it.
+
+    Args:
+        loss: of unit embeddings [12, 2] and labels [12].
+        centres: [C, K, 2], drawn as stars.
+    """
+    angle = torch.tensor([0, 20, 45, 75, 60, 100, 125, 150, 170, 200, 245, 350]).deg2rad()
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    x = torch.stack([angle.cos(), angle.sin()], 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x, labels), x)
+    points = x.detach()
+    arrow = -(gradient - (gradient * points).sum(1, keepdim=True) * points)
+    arrow = 0.6 * arrow / arrow.norm(dim=1).max().clamp_min(1e-12)
+    figure, axis = plt.subplots(figsize=(3.6, 3.6))
+    axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="#cccccc"))
+    colours = np.array(["#1b7837", "#c51b7d", "#2166ac"])
+    axis.scatter(*points.T.numpy(), c=colours[labels.numpy()], s=40, zorder=3)
+    axis.quiver(*points.T.numpy(), *arrow.T.numpy(), angles="xy", scale_units="xy", scale=1, width=0.008)
+    if centres is not None:
+        for rows, colour in zip(centres, colours, strict=True):
+            axis.scatter(*rows.T.numpy(), marker="*", s=120, facecolors="none", edgecolors=colour)
+    axis.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
+    axis.axis("off")
+    plt.close(figure)
+    return figure
+
+
+def bars(labels: Sequence[str], groups: dict[str, Sequence[float]], ylabel: str) -> Figure:
+    """Grouped bars."""
+    figure, axis = plt.subplots(figsize=(4.6, 2.6))
+    width = 0.8 / len(groups)
+    for i, (name, values) in enumerate(groups.items()):
+        axis.bar(np.arange(len(labels)) + i * width, values, width, label=name)
+    axis.set_xticks(np.arange(len(labels)) + 0.4 - width / 2, labels)
+    axis.set_ylabel(ylabel)
+    if len(groups) > 1:
+        axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def _show(axis: Any, image: np.ndarray, colour: str) -> None:
+    axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+    for spine in axis.spines.values():
+        spine.set(visible=True, edgecolor=colour, linewidth=2.5)

@@ -1,0 +1,96 @@
+"""Notebooks: executed by papermill, freed of volatile metadata, turned into offline HTML."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from dmlstudy.data.store import PROJECT
+from dmlstudy.errors import StudyError
+from dmlstudy.methods import find_method
+
+NOTEBOOKS = PROJECT / "notebooks"
+
+
+def source_notebook(method: str) -> Path:
+    """The source notebook of a method: its card's number, then its name."""
+    return NOTEBOOKS / f"{find_method(method).card}_{method}.ipynb"
+
+
+def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
+    """Run a notebook with papermill; `target` keeps what was reached even if it fails.
+
+    Raises:
+        StudyError: a cell raised; the message is the cell's own error.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    # ipykernel would otherwise warn in every kernel that its sockets are not encrypted.
+    os.environ.setdefault("JUPYTER_TRANSPORT_ENCRYPTION", "auto")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(source), str(target), parameters, progress_bar=False, cwd=str(PROJECT)
+        )
+    except PapermillExecutionError as error:
+        raise StudyError(f"{error.evalue} (the executed part is in {_shown(target)})") from error
+    finally:
+        if target.exists():
+            clean(target)
+
+
+def clean(path: Path) -> None:
+    """Strip what differs between two equal runs: times, durations, random cell ids, warnings' addresses."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    for number, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        if "injected-parameters" in tags:
+            cell.id = "injected-parameters"
+            # The record's path says where this copy was made, not what was run.
+            cell.source = re.sub(r"^record = .*\n?", "", cell.source, flags=re.MULTILINE)
+        cell.id = cell.get("id") or f"cell-{number}"
+        cell.outputs = _joined(cell.outputs) if cell.cell_type == "code" else None
+        if cell.cell_type != "code":
+            del cell["outputs"]
+    partial = path.with_suffix(".partial")
+    nbformat.write(notebook, partial)
+    partial.replace(path)
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Neighbouring pieces of one stream as one output; how they are cut depends on timing."""
+    joined: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            continue  # progress of decoding and caching: there on a first run only
+        if joined and output.output_type == "stream" == joined[-1].output_type:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def to_html(path: Path) -> Path:
+    """An executed notebook as one HTML file that loads nothing from anywhere; links lead to its siblings."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="classic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
+    html, _ = exporter.from_filename(str(path))
+    # What the template still asks of the network: empty script tags, and widgets' loader.
+    html = re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>", "", html)
+    html = re.sub(r'(href="[^":]*)\.ipynb"', r'\1.html"', html)
+    target = path.with_suffix(".html")
+    target.write_text(html, encoding="utf-8")
+    return target
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path, PROJECT)
