@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ class Normalise(nn.Module):
     def __init__(self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.channels = channels
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
@@ -223,7 +226,9 @@ def build_network(
         pooling,
         feature_size,
         embedding_size,
-        {block - cut: size for block, size in branch_points.items()} if min(branch_points) >= cut else {},
+        {block - cut: size for block, size in branch_points.items()}
+        if min(branch_points) >= cut
+        else {},
         freeze_bn,
     )
 
@@ -261,10 +266,14 @@ Blocks = tuple[list[nn.Module], int, dict[int, int]]
 def _convnet(channels: int, weights: str, weights_root: Path) -> Blocks:
     """Three blocks of 3x3 convolution, BatchNorm, ReLU, 2x2 maximum; for images of 8 to 64 px."""
     if weights != "none":
-        raise StudyError(f"The convnet trunk has no pretrained weights: set weights to 'none', not '{weights}'.")
+        raise StudyError(
+            f"The convnet trunk has no pretrained weights: set weights to 'none', not '{weights}'."
+        )
     sizes = (channels, *CONVNET_WIDTHS)
     blocks: list[nn.Module] = [
-        nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
+        nn.Sequential(
+            nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)
+        )
         for i, o in zip(sizes, sizes[1:], strict=False)
     ]
     return blocks, sizes[-1], {0: sizes[1], 1: sizes[2]}
@@ -306,7 +315,7 @@ TRUNKS: dict[str, Callable[[int, str, Path], Blocks]] = {
 }
 
 
-def _torchvision(name: str, weights: str, weights_root: Path) -> nn.Module:
+def _torchvision(name: str, weights: str, weights_root: Path) -> Any:
     import torchvision.models as models  # seconds to import: only where a trunk is built
 
     options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
@@ -347,6 +356,10 @@ def _pad_like_tensorflow(blocks: list[nn.Module]) -> None:
     for block in blocks:
         for parent in list(block.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Conv2d) and child.stride == (2, 2) and child.kernel_size == (3, 3):
+                if (
+                    isinstance(child, nn.Conv2d)
+                    and child.stride == (2, 2)
+                    and child.kernel_size == (3, 3)
+                ):
                     child.padding = (0, 0)
                     setattr(parent, name, nn.Sequential(SamePad(), child))

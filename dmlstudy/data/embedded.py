@@ -106,7 +106,7 @@ def _fonts(px: int) -> list[Any]:
 
 
 def _plain(char: str, font: Any) -> np.ndarray:
-    """A character filling its box, 24x24: equal for characters that differ in nothing but size and place."""
+    """A character filling its box, 24x24: equal for those that differ only in size and place."""
     from PIL import Image
 
     mask = font.getmask(char)
@@ -117,7 +117,7 @@ def _plain(char: str, font: Any) -> np.ndarray:
 
 
 def _choose_characters(chosen: np.ndarray) -> None:
-    """A seeded choice of characters that every font draws and that no other chosen one looks like."""
+    """A seeded choice of characters that every font draws and that do not look alike."""
     fonts = _fonts(48)
     codes = [c for low, high in BLOCKS for c in range(low, high + 1)]
     missing = [_plain("\uffff", font) for font in fonts]

@@ -1,4 +1,4 @@
-"""What training and evaluation draw from: pixels, or cached activations of the frozen part of a network."""
+"""What training and evaluation draw from: pixels, or cached activations of a frozen trunk."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def cache_activations(
 ) -> np.ndarray:
     """Activations [views, M, ...] in float16 of the whole image store under a frozen `lower` part.
 
-    View 0 is the plain image, view 1 its mirror image if the augmentation mirrors, the others are random
-    augmentations with seeds of their own. All roles and validation folds share the array.
+    View 0 is the plain image, view 1 its mirror image if the augmentation mirrors, the others are
+    random augmentations with seeds of their own. All roles and validation folds share the array.
 
     Args:
         key: names the function `lower` (weights and cut); part of the cache's address.
@@ -103,7 +103,8 @@ def cache_activations(
         StudyError: the disk is full.
     """
     everything = Pixels(_whole_store(images), size, spec)
-    shape = lower(everything.plain(torch.arange(1)).to(device)).shape[1:]
+    with torch.inference_mode():
+        shape = lower(everything.plain(torch.arange(1)).to(device)).shape[1:]
 
     def fill(array: np.ndarray) -> None:
         starts = range(0, len(everything), batch)

@@ -118,7 +118,7 @@ def split(listing: Listing, store: np.ndarray, key: str, *, shareable: bool) -> 
 
 
 class _Reader:
-    """Decodes image i of a listing to uint8 [size, size, C]; zip archives stay open between images."""
+    """Decodes image i of a listing to uint8 [size, size, C]; zip archives stay open meanwhile."""
 
     def __init__(self, listing: Listing, size: int):
         self.listing, self.size = listing, size
@@ -137,8 +137,8 @@ class _Reader:
                 )
         except DECODING_ERRORS as error:
             raise StudyError(
-                f"Cannot read the image {file} of {self.listing.name} ({error}): extract or download "
-                "it again."
+                f"Cannot read the image {file} of {self.listing.name} ({error}): extract or "
+                "download it again."
             ) from error
         if self.listing.invert:
             image = ImageOps.invert(image)
@@ -150,7 +150,7 @@ class _Reader:
 
 
 def square(image: Any, size: int) -> Any:
-    """A PIL image with its shorter side resized to `size`, then cropped at the centre; as is if it fits."""
+    """A PIL image, shorter side resized to `size`, then cropped at the centre; as is if it fits."""
     from PIL import Image, ImageOps
 
     if image.size == (size, size):

@@ -1,4 +1,4 @@
-"""Readers of the official layouts: Omniglot, CUB-200, Cars196, SOP, In-shop; and of class folders."""
+"""Readers of the official layouts: Omniglot, CUB-200, Cars196, SOP, In-shop; of class folders."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def _bird_roles(names: Sequence[str]) -> np.ndarray:
 def cars196(root: Path) -> Listing:
     """Cars196: models 1-98 train, 99-196 test, as in the papers; both official layouts.
 
-    The newer layout comes in two parts (`cars_train`, `cars_test`); one of them alone is read too, and the
-    listing says that it is incomplete.
+    The newer layout comes in two parts (`cars_train`, `cars_test`); one of them alone is read too,
+    and the listing says that it is incomplete.
     """
     folder = _need_folder(root, "cars196")
     read = _cars_old if (folder / "cars_annos.mat").is_file() else _cars_new
@@ -96,7 +96,8 @@ def cars196(root: Path) -> Listing:
     check_files("cars196", files, "the annotations")
     roles = np.where(ids < 98, "train", "query")
     parts = {Path(f).parent.name for f in files}
-    note = f"{parts.pop().removeprefix('cars_')} part only" if len(parts) == 1 else "incomplete"
+    alone = {"cars_train": "train part only", "cars_test": "test part only"}
+    note = alone.get(parts.pop(), "incomplete") if len(parts) == 1 else "incomplete"
     labels = [f"{i + 1:03d} {names[i]}" for i in ids]
     return _listing("cars196", "Cars196", files, labels, roles, 16_185, literature=True, note=note)
 
@@ -105,7 +106,7 @@ def _cars_old(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
     annotations = _mat(folder / "cars_annos.mat")
     rows = np.atleast_1d(annotations["annotations"])
     files = [str(folder / row.relative_im_path) for row in rows]
-    ids = np.array([getattr(row, "class") - 1 for row in rows])
+    ids = np.array([int(getattr(row, "class")) - 1 for row in rows])
     return files, ids, list(map(str, np.atleast_1d(annotations["class_names"])))
 
 
@@ -124,8 +125,8 @@ def _cars_new(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
                 ids.append(int(getattr(row, "class")) - 1)
     if not files:
         raise StudyError(
-            f"cars196: {folder} has neither cars_annos.mat with car_ims, nor cars_train or cars_test "
-            "with their annotations in devkit: extract the official archives there."
+            f"cars196: {folder} has neither cars_annos.mat with car_ims, nor cars_train or "
+            "cars_test with their annotations in devkit: extract the official archives there."
         )
     names = np.atleast_1d(_mat(folder / "devkit" / "cars_meta.mat")["class_names"])
     return files, np.array(ids), list(map(str, names))

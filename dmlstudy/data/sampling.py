@@ -39,8 +39,8 @@ def pk_batches(
     usable = [members for members in by_class if len(members) >= 2]
     if len(usable) < p:
         raise StudyError(
-            f"A batch of p = {p} classes needs {p} classes with two images or more, but the training "
-            f"set has {len(usable)}: lower p."
+            f"A batch of p = {p} classes needs {p} classes with two images or more, but the "
+            f"training set has {len(usable)}: lower p."
         )
     groups = [_groups(members, k, rng) for members in usable]
     # Classes wait in a bucket per number of groups left, so that dealing never sorts all classes.

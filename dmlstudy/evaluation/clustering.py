@@ -10,7 +10,12 @@ def kmeans(embeddings: Tensor, k: int, seed: int) -> Tensor:
     """Cluster ids [N] of Lloyd's k-means (faiss)."""
     x = np.ascontiguousarray(embeddings.detach().float().numpy())
     clustering = faiss.Kmeans(
-        x.shape[1], k, niter=20, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(x)
+        x.shape[1],
+        k,
+        niter=20,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(x),
     )
     clustering.train(x)
     return torch.from_numpy(clustering.index.search(x, 1)[1][:, 0])

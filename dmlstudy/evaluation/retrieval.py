@@ -91,7 +91,9 @@ def retrieve(
         torch.cat(column) for column in zip(*parts, strict=True)
     )
     if not len(rows):
-        raise StudyError("No query has another image of its class to find: every test class has one image.")
+        raise StudyError(
+            "No query has another image of its class to find: every test class has one image."
+        )
     return Retrieval(
         labels=query_labels[rows],
         queries=rows,

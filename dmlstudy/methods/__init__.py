@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
-from dmlstudy.errors import StudyError, unknown
+from dmlstudy.errors import unknown
 from dmlstudy.methods.base import Batch, Method, Task, deviations
 from dmlstudy.methods.divide_and_conquer import DivideAndConquer
 from dmlstudy.methods.multi_similarity import MultiSimilarity

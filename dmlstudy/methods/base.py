@@ -130,7 +130,9 @@ SEAMS = {
 def deviations(method: Method) -> list[str]:
     """Where a method departs from the protocol, read off its class and parameters, not declared."""
     kind = type(method)
-    found = [name for seam, name in SEAMS.items() if getattr(kind, seam) is not getattr(Method, seam)]
+    found = [
+        name for seam, name in SEAMS.items() if getattr(kind, seam) is not getattr(Method, seam)
+    ]
     if kind.views != Method.views:
         found.append(f"{kind.views} views per image")
     if kind.asymmetric:

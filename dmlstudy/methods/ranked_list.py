@@ -58,7 +58,10 @@ class RankedList(Method):
         f = self.embed(batch.images)
         branches = f.chunk(1 + len(self.network.branch_heads), dim=1)
         names = ("ranked list",) if len(branches) == 1 else ("low", "middle", "high")
-        return {name: self._ranked_list(f_b, batch.labels) for name, f_b in zip(names, branches, strict=True)}
+        return {
+            name: self._ranked_list(f_b, batch.labels)
+            for name, f_b in zip(names, branches, strict=True)
+        }
 
     def _ranked_list(self, f: Tensor, labels: Tensor) -> Tensor:
         return ranked_list(

@@ -30,9 +30,7 @@ class SoftTriple(Method):
 
     title = "SoftTriple"
     card = "b2"
-    paper = (
-        "Qian, Shang, Sun, Hu, Li, Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, ICCV 2019"
-    )
+    paper = "Qian, Shang, Sun, Hu, Li, Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, ICCV 2019"
     kind = "classification loss with learned centres"
     certainty = "high: read in the authors' code"
     controls = {"one centre (K = 1)": {"centres": 1}, "no regulariser (tau = 0)": {"tau": 0.0}}

@@ -35,7 +35,15 @@ from dmlstudy.study.params import Settings
 from dmlstudy.training import EmbedAll, Progress, train
 
 # Library parts that decide what a trained network is; a change in them makes old checkpoints stale.
-TRAINING_CODE = ("data", "methods", "losses", "miners.py", "geometry.py", "networks.py", "training.py")
+TRAINING_CODE = (
+    "data",
+    "methods",
+    "losses",
+    "miners.py",
+    "geometry.py",
+    "networks.py",
+    "training.py",
+)
 
 
 @dataclass
@@ -91,7 +99,9 @@ class Experiment:
             built.load_state_dict(resume.method)
 
         def after_epoch(progress: Progress) -> None:
-            terms = "  ".join(f"{k} {v:.4f}" for k, v in progress.history[-1].items() if k != "epoch")
+            terms = "  ".join(
+                f"{k} {v:.4f}" for k, v in progress.history[-1].items() if k != "epoch"
+            )
             self.say(f"seed {seed}  epoch {progress.epoch:2d}/{self.protocol.epochs}  {terms}")
             _save_checkpoint(progress, path)
 
@@ -178,7 +188,11 @@ class Experiment:
         key = content_key(
             code_fingerprint(), torch.__version__, protocol, hyper, self.benchmark.checksum
         )
-        return cache_root() / "runs" / f"{self.benchmark.name.replace('/', '_')}-{method}-{key}-seed{seed}.pt"
+        return (
+            cache_root()
+            / "runs"
+            / f"{self.benchmark.name.replace('/', '_')}-{method}-{key}-seed{seed}.pt"
+        )
 
 
 def _save_checkpoint(progress: Progress, path: Path) -> None:
@@ -212,8 +226,11 @@ def code_fingerprint() -> str:
             tree = ast.parse(file.read_text(encoding="utf-8"))
             for node in ast.walk(tree):
                 body = getattr(node, "body", None)
-                if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                    if isinstance(body[0].value, ast.Constant):
-                        body[0].value.value = ""
+                if isinstance(body, list) and body and _is_docstring(body[0]):
+                    body[0].value.value = ""
             digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:16]
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

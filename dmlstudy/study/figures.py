@@ -14,14 +14,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from dmlstudy.study.records import Record
+
 POSITIVE, NEGATIVE, NEUTRAL = "#1b7837", "#c51b7d", "#888888"
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def training_curves(histories: dict[int, list[dict[str, float]]]) -> Figure:
     """Mean loss terms per epoch, one line per seed and panel per term."""
-    terms = list(dict.fromkeys(t for rows in histories.values() for row in rows for t in row if t != "epoch"))
-    figure, axes = plt.subplots(1, max(len(terms), 1), figsize=(4.2 * max(len(terms), 1), 2.8), squeeze=False)
+    terms = list(
+        dict.fromkeys(t for rows in histories.values() for row in rows for t in row if t != "epoch")
+    )
+    figure, axes = plt.subplots(
+        1, max(len(terms), 1), figsize=(4.2 * max(len(terms), 1), 2.8), squeeze=False
+    )
     for axis, term in zip(axes[0], terms, strict=False):
         for seed, rows in histories.items():
             points = [(row["epoch"], row[term]) for row in rows if term in row]
@@ -47,14 +53,18 @@ def similarity_histograms(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> F
             (positives, POSITIVE, "same class"),
         ):
             density = counts.double() / counts.sum().clamp_min(1)
-            axis.stairs(density.numpy(), edges.numpy(), fill=True, alpha=0.5, color=colour, label=label)
+            axis.stairs(
+                density.numpy(), edges.numpy(), fill=True, alpha=0.5, color=colour, label=label
+            )
         axis.set(title=title, xlabel="similarity", yticks=[])
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     return figure
 
 
-def embedding_map(embeddings: Tensor, labels: Tensor, classes: int = 10, per_class: int = 30) -> Figure:
+def embedding_map(
+    embeddings: Tensor, labels: Tensor, classes: int = 10, per_class: int = 30
+) -> Figure:
     """First two principal components of the images of a few test classes."""
     chosen = torch.cat([(labels == c).nonzero()[:per_class, 0] for c in labels.unique()[:classes]])
     x = embeddings[chosen].double()
@@ -71,7 +81,9 @@ def embedding_map(embeddings: Tensor, labels: Tensor, classes: int = 10, per_cla
 def gallery(rows: Sequence[tuple[str, np.ndarray, Sequence[tuple[np.ndarray, bool]]]]) -> Figure:
     """Queries with their nearest images: (caption, query image, [(image, is of the query's class)])."""
     wide = 1 + max(len(found) for _, _, found in rows)
-    figure, axes = plt.subplots(len(rows), wide, figsize=(0.85 * wide + 1, 0.9 * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), wide, figsize=(0.85 * wide + 1, 0.9 * len(rows)), squeeze=False
+    )
     for line, (caption, query, found) in zip(axes, rows, strict=True):
         for axis in line:
             axis.set(xticks=[], yticks=[])
@@ -101,7 +113,9 @@ def forces(loss: Callable[[Tensor, Tensor], Tensor], centres: Tensor | None = No
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="#cccccc"))
     colours = np.array(["#1b7837", "#c51b7d", "#2166ac"])
     axis.scatter(*points.T.numpy(), c=colours[labels.numpy()], s=40, zorder=3)
-    axis.quiver(*points.T.numpy(), *arrow.T.numpy(), angles="xy", scale_units="xy", scale=1, width=0.008)
+    axis.quiver(
+        *points.T.numpy(), *arrow.T.numpy(), angles="xy", scale_units="xy", scale=1, width=0.008
+    )
     if centres is not None:
         for rows, colour in zip(centres, colours, strict=True):
             axis.scatter(*rows.T.numpy(), marker="*", s=120, facecolors="none", edgecolors=colour)
@@ -130,3 +144,60 @@ def _show(axis: Any, image: np.ndarray, colour: str) -> None:
     axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
     for spine in axis.spines.values():
         spine.set(visible=True, edgecolor=colour, linewidth=2.5)
+
+
+def sheet(title: str, rows: Sequence[np.ndarray]) -> Figure:
+    """Images of several classes, a row [N, H, W, C] each."""
+    figure, axis = plt.subplots(figsize=(5, 0.5 * len(rows) + 0.4))
+    axis.imshow(
+        np.concatenate([np.concatenate(list(row), 1) for row in rows]).squeeze(), cmap="gray"
+    )
+    axis.set_title(title, fontsize=10)
+    axis.axis("off")
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def ranking_dots(found: Sequence[Record], metric: str = "R@1") -> Figure:
+    """A panel per data set: every method's seeds as dots, their mean as a bar, the untrained trunk as a line."""
+    datasets = list(dict.fromkeys(record.dataset for record in found))
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(3.1 * len(datasets) + 0.8, 3), squeeze=False
+    )
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        rows = [r for r in found if r.dataset == dataset and r.method != "untrained"]
+        rows.sort(key=lambda r: np.mean(r.metrics[metric]))
+        for place, record in enumerate(rows):
+            values = record.metrics[metric]
+            axis.plot(values, [place] * len(values), "o", color=POSITIVE, alpha=0.6, ms=5)
+            axis.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color="black")
+        start = [value for r in rows for value in np.atleast_1d(r.baseline[metric])]
+        if start:
+            axis.axvline(float(np.mean(start)), color=NEUTRAL, ls="--", lw=1)
+        axis.set_yticks(range(len(rows)), [r.title for r in rows], fontsize=7)
+        axis.set(title=dataset, xlabel=metric)
+    figure.suptitle("dashed: untrained trunk", fontsize=8, color=NEUTRAL)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def spectrum_scatter(found: Sequence[Record]) -> Figure:
+    """rho of the test embeddings against MAP@R, a panel per data set."""
+    datasets = list(dict.fromkeys(record.dataset for record in found))
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(2.9 * len(datasets) + 0.4, 2.8), squeeze=False
+    )
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        for record in (r for r in found if r.dataset == dataset):
+            rho, score = np.mean(record.metrics["spectrum"]), np.mean(record.metrics["MAP@R"])
+            axis.plot(rho, score, "o", color=NEUTRAL if record.method == "untrained" else POSITIVE)
+            axis.annotate(
+                record.title, (rho, score), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            )
+        axis.set(title=dataset, xlabel="spectral decay ρ", ylabel="MAP@R")
+        axis.margins(0.25)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure

@@ -27,13 +27,19 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     # ipykernel would otherwise warn in every kernel that its sockets are not encrypted.
-    os.environ.setdefault("JUPYTER_TRANSPORT_ENCRYPTION", "auto")
+    config = Config({"KernelManager": {"transport_encryption": "auto"}})
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            str(source), str(target), parameters, progress_bar=False, cwd=str(PROJECT)
+            str(source),
+            str(target),
+            parameters,
+            progress_bar=False,
+            cwd=str(PROJECT),
+            config=config,
         )
     except PapermillExecutionError as error:
         raise StudyError(f"{error.evalue} (the executed part is in {_shown(target)})") from error
@@ -81,7 +87,9 @@ def to_html(path: Path) -> Path:
     """An executed notebook as one HTML file that loads nothing from anywhere; links lead to its siblings."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="classic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        template_name="classic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
     html, _ = exporter.from_filename(str(path))
     # What the template still asks of the network: empty script tags, and widgets' loader.

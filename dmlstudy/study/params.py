@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 import typing
 from dataclasses import dataclass, field, fields
@@ -32,7 +33,9 @@ class Protocol:
 
     dataset: str = _key("digits", "data set, or folder:PATH with one subfolder of images per class")
     seeds: list[int] = _key([0], "one training run per seed")
-    fold: int | None = _key(None, "None: test classes; 0, 1, ...: that validation fold of the training classes")
+    fold: int | None = _key(
+        None, "None: test classes; 0, 1, ...: that validation fold of the training classes"
+    )
     folds: int = _key(4, "class-disjoint validation folds")
     resize: int = _key(8, "side of the stored square images, px")
     crop: int = _key(8, "side of the network's input, px")
@@ -44,10 +47,14 @@ class Protocol:
     freeze_bn: bool = _key(False, "keep BatchNorm statistics fixed")
     embedding_size: int = _key(32, "D")
     head_start: str = _key("default", "default (random), or pca of the trunk's features")
-    cached_views: int = _key(2, "cached augmentations per image under a frozen trunk part; 0 is no cache")
+    cached_views: int = _key(
+        2, "cached augmentations per image under a frozen trunk part; 0 is no cache"
+    )
     flip: bool = _key(False, "augmentation: mirror")
     rotate: float = _key(0.0, "augmentation: largest rotation, degrees")
-    crop_area: float = _key(1.0, "augmentation: smallest share of the area that a random crop keeps")
+    crop_area: float = _key(
+        1.0, "augmentation: smallest share of the area that a random crop keeps"
+    )
     shift: float = _key(0.0, "augmentation: largest shift, share of the side")
     p: int = _key(5, "classes per batch")
     k: int = _key(8, "images per class in a batch")
@@ -60,7 +67,9 @@ class Protocol:
     ks: list[int] = _key([1, 2, 4, 8], "the K of R@K (hit rate)")
     nmi_seeds: int = _key(3, "k-means seeds that NMI is averaged over")
     control_seeds: int = _key(1, "how many of the seeds the method's controls run on")
-    gallery: str = _key("embedded", "show images: embedded (embedded data sets only), always, never")
+    gallery: str = _key(
+        "embedded", "show images: embedded (embedded data sets only), always, never"
+    )
     threads: int = _key(1, "CPU threads; results are bit-identical for the same number")
     device: str = _key("cpu", "cpu or cuda")
     record: str = _key("", "where to write the JSON record; empty: do not write one")
@@ -80,7 +89,9 @@ class Protocol:
         if not 0 < self.crop_area <= 1:
             raise StudyError(f"crop_area must lie in (0, 1], not {self.crop_area}.")
         if self.crop > self.resize:
-            raise StudyError(f"crop = {self.crop} px is larger than resize = {self.resize} px: raise resize.")
+            raise StudyError(
+                f"crop = {self.crop} px is larger than resize = {self.resize} px: raise resize."
+            )
         for name in ("seeds", "ks"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values) or min(values) < (name == "ks"):
@@ -145,7 +156,9 @@ def settings(method: str, given: dict[str, Any]) -> Settings:
     return Settings(method, protocol, hyper)
 
 
-def load_params(method: str, dataset: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+def load_params(
+    method: str, dataset: str, overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Parameters of a run from the yaml files: protocol, then data set, then method, then overrides.
 
     A method's file holds its hyperparameters, and under `datasets:` those that differ for a data set.
@@ -187,18 +200,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parameters_cell(method: str) -> str:
     """Source of the notebook's `parameters` cell: every parameter, its default, a one-line comment."""
-    lines = [
-        f"{f.name}: {_written(f.type)} = {_default(f)!r}  # {f.metadata['comment']}" for f in fields(Protocol)
-    ]
     comments = _argument_comments(find_method(method).__doc__ or "")
+    lines = [
+        _assignment(f.name, f.type, _default(f), f.metadata["comment"]) for f in fields(Protocol)
+    ]
     for name, parameter in hyperparameters(find_method(method)).items():
-        kind = _written(parameter.annotation)
-        lines.append(f"{name}: {kind} = {parameter.default!r}  # {comments.get(name, 'see the method')}")
+        kind = inspect.formatannotation(parameter.annotation)
+        lines.append(_assignment(name, kind, parameter.default, comments[name]))
     return "\n".join(lines)
 
 
-def _written(kind: Any) -> str:
-    return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind)) if not isinstance(kind, types.UnionType) else str(kind)
+def _assignment(name: str, kind: Any, default: Any, comment: str) -> str:
+    # Papermill does not understand unions in annotations, so "or None" goes into the comment.
+    hint = "" if "|" in kind else f": {kind.partition('[')[0]}"
+    return f"{name}{hint} = {default!r}  # {comment}"
 
 
 def _default(f: Any) -> Any:
@@ -229,8 +244,14 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
                 return list(value)
         if type(value) is choice:
             return value
-    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) and float in choices else ""
-    wanted = " or ".join(getattr(c, "__name__", str(c)).replace("NoneType", "None") for c in choices)
+    hint = (
+        " (YAML reads 1e-4 as text: write 1.0e-4)"
+        if isinstance(value, str) and float in choices
+        else ""
+    )
+    wanted = " or ".join(
+        getattr(c, "__name__", str(c)).replace("NoneType", "None") for c in choices
+    )
     raise StudyError(f"Parameter {name} must be {wanted}, not {value!r}{hint}.")
 
 

@@ -28,7 +28,9 @@ def provenance(benchmark: Benchmark, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "data": benchmark.checksum,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"cpu ({platform.machine()})",
     }
 
 

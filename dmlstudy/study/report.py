@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,9 @@ class Report:
         for seed in self.protocol.seeds:
             self.baselines.append(self.experiment.run(seed, method="untrained"))
             self.runs.append(self.experiment.run(seed) if with_self else self.baselines[-1])
-            r1, start = (run.evaluation.metrics[self._first] for run in (self.runs[-1], self.baselines[-1]))
+            r1, start = (
+                run.evaluation.metrics[self._first] for run in (self.runs[-1], self.baselines[-1])
+            )
             print(f"seed {seed}  {self._first} {r1:.2f}  (untrained trunk {start:.2f})")
         for name, overrides in self.method.controls.items():
             print(f"control: {name}")
@@ -94,7 +96,9 @@ class Report:
 
     def curves(self) -> Figure:
         """Loss terms over epochs."""
-        return _closed(figures.training_curves({run.seed: run.progress.history for run in self.runs}))
+        return _closed(
+            figures.training_curves({run.seed: run.progress.history for run in self.runs})
+        )
 
     def table(self) -> HTML:
         """Every metric: reported by the paper, here (mean ± 95 % interval over seeds), untrained trunk."""
@@ -116,8 +120,13 @@ class Report:
 
     def histograms(self) -> Figure:
         """Similarities of same-class and different-class test pairs, before and after training."""
-        pairs = {"untrained trunk": self.baselines[0], f"trained, seed {self.runs[0].seed}": self.runs[0]}
-        return _closed(figures.similarity_histograms({k: self._pair_histogram(v) for k, v in pairs.items()}))
+        pairs = {
+            "untrained trunk": self.baselines[0],
+            f"trained, seed {self.runs[0].seed}": self.runs[0],
+        }
+        return _closed(
+            figures.similarity_histograms({k: self._pair_histogram(v) for k, v in pairs.items()})
+        )
 
     def gallery(self) -> Figure | Markdown:
         """Best, random and worst queries with their five nearest images, where the data may be shown."""
@@ -132,7 +141,9 @@ class Report:
         middle = np.random.default_rng(0).choice(len(order), 3, replace=False)
         chosen = [("best", order[:3]), ("random", order[np.sort(middle)]), ("worst", order[-3:])]
         rows = [
-            self._gallery_row(run, kind, int(found.queries[i])) for kind, group in chosen for i in group
+            self._gallery_row(run, kind, int(found.queries[i]))
+            for kind, group in chosen
+            for i in group
         ]
         return _closed(figures.gallery(rows))
 
@@ -156,9 +167,14 @@ class Report:
             return Markdown("*This row has no control of its own.*")
         n = self.protocol.control_seeds
         names = (self._first, "R-precision", "MAP@R", "NMI")
-        compared = {self.method.title: self.runs[:n], **self.control_runs, "untrained trunk": self.baselines[:n]}
+        compared = {
+            self.method.title: self.runs[:n],
+            **self.control_runs,
+            "untrained trunk": self.baselines[:n],
+        }
         rows = [
-            (title, *(_mean(self._values(runs, name)) for name in names)) for title, runs in compared.items()
+            (title, *(_mean(self._values(runs, name)) for name in names))
+            for title, runs in compared.items()
         ]
         return HTML(_html_table(("", *names), rows))
 
@@ -216,14 +232,18 @@ class Report:
         return reported.numbers(self.benchmark.name, self.settings.method)
 
     def _verdict_text(self) -> str:
-        here, start = self._values(self.runs, self._first), self._values(self.baselines, self._first)
+        here, start = (
+            self._values(self.runs, self._first),
+            self._values(self.baselines, self._first),
+        )
         delta = np.mean(here) - np.mean(start)
         better = "better than" if delta > 0 else "worse than" if delta < 0 else "the same as"
         chinese = "高" if delta >= 0 else "低"
         return (
             f"**{self._first} {_mean(here)}** on {self.benchmark.title}, {abs(delta):.2f} points {better} the "
             f"untrained trunk ({_mean(start)}); {len(here)} seeds, last epoch, test classes read once.\n\n"
-            f"**{self._first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）{chinese} {abs(delta):.2f} 个百分点；"
+            f"**{self._first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）"
+            f"{chinese} {abs(delta):.2f} 个百分点；"
             f"{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
         )
 
@@ -233,7 +253,8 @@ class Report:
 
     def _queries_per_class(self) -> np.ndarray:
         return np.bincount(
-            self.runs[0].evaluation.retrieval.labels.numpy(), minlength=len(self.benchmark.query.classes)
+            self.runs[0].evaluation.retrieval.labels.numpy(),
+            minlength=len(self.benchmark.query.classes),
         )
 
     def _per_class(self, runs: list[Run]) -> np.ndarray:
@@ -269,10 +290,14 @@ class Report:
         searched = self.benchmark.gallery or images
         # One more than shown: without a gallery of its own, the query finds itself.
         other = run.query if run.gallery is None else run.gallery
-        nearest = neighbours(run.query[query : query + 1], other, 6, similarity=run.method.similarity)[1][0]
+        nearest = neighbours(
+            run.query[query : query + 1], other, 6, similarity=run.method.similarity
+        )[1][0]
         kept = [int(i) for i in nearest if run.gallery is not None or int(i) != query][:5]
         label = images.labels[query]
-        found = [(searched.store[searched.rows[i]], bool(searched.labels[i] == label)) for i in kept]
+        found = [
+            (searched.store[searched.rows[i]], bool(searched.labels[i] == label)) for i in kept
+        ]
         return f"{kind}: {images.classes[label][:14]}", images.store[images.rows[query]], found
 
 
@@ -290,12 +315,14 @@ def _table(rows: dict[str, str]) -> HTML:
     return HTML(_html_table(("", ""), list(rows.items())))
 
 
-def _html_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _html_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     import pandas as pd
 
     frame = pd.DataFrame(rows, columns=list(heads))
     text = frame.to_html(index=False, border=0, justify="left", header=any(heads))
-    return text.replace("<table", '<table lang="zh-Hans" style="text-align: left"').replace("<td>", '<td style="text-align: left">')
+    return text.replace("<table", '<table lang="zh-Hans" style="text-align: left"').replace(
+        "<td>", '<td style="text-align: left">'
+    )
 
 
 def _closed(figure: Figure) -> Figure:

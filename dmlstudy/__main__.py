@@ -1,0 +1,197 @@
+"""Command line: list, data, run, validate, study, summary, html."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from dmlstudy.errors import StudyError
+
+PROJECT = Path(__file__).resolve().parents[1]
+LOCAL = "reports/local"
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Deep metric learning methods under one protocol. Try `python -m dmlstudy run multi_similarity digits`.",
+)
+Reports = Annotated[
+    str, typer.Option(help="Folder for records and notebooks, relative to the project.")
+]
+Sets = Annotated[
+    list[str],
+    typer.Option("--p", "-p", help="Override a parameter, e.g. -p epochs=2 -p 'seeds=[0,1]'."),
+]
+
+
+@app.command("list")
+def list_methods() -> None:
+    """All methods: paper, kind, where each leaves the protocol, and how sure its card is."""
+    from dmlstudy.methods import METHODS, Task, deviations
+    from dmlstudy.networks import build_network
+
+    table = Table(
+        "card",
+        "method",
+        "paper",
+        "kind",
+        "deviates from the protocol in",
+        "certainty",
+        show_lines=True,
+    )
+    for name, method in METHODS.items():
+        built = method(build_network("convnet", channels=1, embedding_size=64), Task(2, 4, 1))
+        away = ", ".join(deviations(built)) or "nothing"
+        table.add_row(method.card, name, method.paper, method.kind, away, method.certainty)
+    Console().print(table)
+
+
+@app.command()
+def data() -> None:
+    """Every data set: found or not, how complete, where it belongs, where to get it."""
+    from dmlstudy.data import data_root, inventory
+
+    table = Table(
+        "name", "state", "detail", "folder under the data root", "where to get it", show_lines=True
+    )
+    colours = {"embedded": "green", "complete": "green", "partly there": "yellow", "broken": "red"}
+    for line in inventory():
+        state = f"[{colours.get(line.state, 'dim')}]{line.state}[/]"
+        detail = "" if line.state == "missing" else line.detail
+        table.add_row(line.name, state, detail, line.folder, line.source)
+    Console().print(table)
+    print(
+        f"Data root: {data_root()} (set DMLSTUDY_DATA to change it). Your own images: folder:PATH."
+    )
+
+
+@app.command()
+def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> None:  # noqa: B006
+    """Run one METHOD on one DATASET: an executed notebook and a record. Interrupted, it resumes."""
+    from dmlstudy.study.notebooks import execute, source_notebook
+    from dmlstudy.study.params import load_params, settings
+    from dmlstudy.study.records import load
+
+    overrides = parse_overrides(p)
+    parameters = load_params(method, dataset, overrides)
+    settings(method, parameters)  # refuse mistakes before a kernel starts
+    folder = PROJECT / reports / dataset_folder(dataset)
+    record, notebook = folder / f"{method}.json", folder / f"{method}.ipynb"
+    record.unlink(missing_ok=True)  # it must not vouch for a run that is not finished
+    started = time.monotonic()
+    print(f"{method} on {dataset}: running", flush=True)
+    execute(source_notebook(method), notebook, parameters | {"record": str(record)})
+    written = load(record)
+    first = next(iter(name for name in written.metrics if name.startswith("R@")))
+    mean = sum(written.metrics[first]) / len(written.seeds)
+    start = written.baseline[first]
+    base = sum(start) / len(start) if isinstance(start, list) else start
+    print(
+        f"{method} on {dataset}: {first} {mean:.2f} (untrained trunk {base:.2f}), "
+        f"{time.monotonic() - started:.0f} s, {os.path.relpath(notebook, PROJECT)}",
+        flush=True,
+    )
+
+
+@app.command()
+def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  # noqa: B006
+    """Train on the training classes less one validation fold and test on that fold; no test class is read."""
+    from dmlstudy.study.experiment import Experiment
+    from dmlstudy.study.params import load_params, settings
+
+    chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
+    for seed in chosen.protocol.seeds:
+        found = Experiment(chosen).run(seed)
+        print(
+            f"seed {seed}  "
+            + "  ".join(f"{k} {v:.2f}" for k, v in found.evaluation.metrics.items())
+        )
+
+
+@app.command()
+def study(
+    datasets: Annotated[str, typer.Option(help="Comma-separated data sets.")] = "digits,glyphs",
+    methods: Annotated[str, typer.Option(help="Comma-separated methods; all when left out.")] = "",
+    jobs: Annotated[int, typer.Option(help="Runs side by side, one thread each.")] = 0,
+    reports: Reports = LOCAL,
+) -> None:
+    """Run every method on every data set through the Snakemake grid, then the summary and offline HTML."""
+    from dmlstudy.methods import METHODS, find_method
+    from dmlstudy.study.grid import run_grid
+
+    names = methods.split(",") if methods else list(METHODS)
+    for name in names:
+        find_method(name)
+    run_grid(datasets.split(","), names, reports, jobs or os.cpu_count() or 1)
+
+
+@app.command()
+def summary(reports: Reports = LOCAL) -> None:
+    """Collect the records into the summary notebook and the tables."""
+    from dmlstudy.study.notebooks import NOTEBOOKS, execute
+
+    target = PROJECT / reports / "summary.ipynb"
+    execute(
+        NOTEBOOKS / "summary.ipynb", target, {"reports": reports, "tables": f"{reports}/tables"}
+    )
+    print(f"summary: {os.path.relpath(target, PROJECT)}")
+
+
+@app.command()
+def html(reports: Reports = LOCAL) -> None:
+    """Turn executed notebooks into HTML files that open without a network."""
+    from dmlstudy.study.notebooks import to_html
+
+    folder = PROJECT / reports
+    done = [
+        to_html(path) for path in sorted([*folder.glob("*.ipynb"), *folder.glob("[!l]*/*.ipynb")])
+    ]
+    print(f"{len(done)} HTML files, start with {os.path.relpath(folder / 'summary.html', PROJECT)}")
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """`key=value` items, values read as YAML.
+
+    >>> parse_overrides(["epochs=2", "seeds=[0, 1]"])
+    {'epochs': 2, 'seeds': [0, 1]}
+    """
+    parsed = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise StudyError(f"-p takes key=value, for example -p epochs=2, not '{item}'.")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise StudyError(f"The value of -p {item} is not valid YAML.") from error
+    return parsed
+
+
+def dataset_folder(dataset: str) -> str:
+    """Folder of a data set's reports: its name; for folder:PATH the path's last part."""
+    return f"folder_{Path(dataset[7:]).name}" if dataset.startswith("folder:") else dataset
+
+
+def main() -> None:
+    """Entry point: mistakes that a user can mend end in one sentence, not in a traceback."""
+    try:
+        app()
+    except StudyError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
+
+
+if __name__ == "__main__":
+    main()

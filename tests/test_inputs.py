@@ -1,0 +1,198 @@
+"""Embedded data sets, validation folds, network inputs and augmentation."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dmlstudy import data
+from dmlstudy.data import Activations, Augment, ImageSet, Pixels, cache_activations, official
+from dmlstudy.data.augment import augment, centre_crop
+from dmlstudy.errors import StudyError
+
+REAL = Path(os.environ.get("DMLSTUDY_DATA") or Path(__file__).parents[2] / "shared" / "data")
+REAL_COUNTS = {"omniglot": (32_460, 1_623), "cub200_2010": (6_033, 200), "cars196": (8_144, 196)}
+
+
+@pytest.mark.parametrize("name", REAL_COUNTS)
+def test_real_data_is_listed(name):
+    if not any((REAL / folder).is_dir() for folder in official.FOLDERS[name]):
+        pytest.skip(f"{name} is not there: set DMLSTUDY_DATA to a folder that has it")
+    listing = data.OFFICIAL[name](REAL)
+    images, classes = REAL_COUNTS[name]
+    if name == "cars196" and listing.complete:
+        images = 16_185
+    assert (len(listing.files), len(listing.classes)) == (images, classes)
+    sides = [set(listing.labels[listing.roles == role]) for role in ("train", "query")]
+    assert not sides[0] & sides[1]
+    assert list(map(len, sides)) == ([964, 659] if name == "omniglot" else [classes // 2] * 2)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return data.load("digits", 8, cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "classes"), [("digits", 1797, 5), ("glyphs", 4800, 120)]
+)
+def test_embedded_sets_are_deterministic(name, images, classes, tmp_path):
+    one, two = (data.load(name, 16, cache=tmp_path / c) for c in "ab")
+    assert np.array_equal(one.train.store, two.train.store)
+    assert one.train.store.shape == (images, 16, 16, 1)
+    assert one.checksum == two.checksum and one.shareable and not one.comparable
+    names = one.train.classes + one.query.classes
+    assert len(set(names)) == len(names) == 2 * classes
+    assert one.train.classes == two.train.classes
+    assert len(one.train) + len(one.query) == images
+
+
+def test_folds_partition_the_training_classes(digits):
+    glyphs_like = fake_benchmark(digits, classes=11)
+    held = []
+    for fold in range(3):
+        b = glyphs_like.fold(fold, 3, seed=1)
+        assert b.gallery is None and not b.comparable
+        assert not set(b.train.classes) & set(b.query.classes)
+        assert set(b.train.classes) | set(b.query.classes) == set(glyphs_like.train.classes)
+        assert not set(b.train.classes + b.query.classes) & set(glyphs_like.query.classes)
+        assert set(b.train.rows) | set(b.query.rows) == set(glyphs_like.train.rows)
+        held += b.query.classes
+    assert sorted(held) == sorted(glyphs_like.train.classes)
+    assert held[:4] == list(glyphs_like.fold(0, 3, seed=1).query.classes)
+    others = {glyphs_like.fold(0, 3, seed=s).query.classes for s in range(5)}
+    assert len(others) > 1
+
+
+def fake_benchmark(like, classes):
+    labels = np.repeat(np.arange(classes), 2)
+    names = tuple(f"c{c}" for c in range(classes))
+    train = ImageSet(like.train.store, np.arange(len(labels)), labels, names, like.train.key)
+    return data.Benchmark("fake", "Fake", train, like.query, None, "", True, True, "")
+
+
+@pytest.mark.parametrize(
+    ("fold", "folds", "message"),
+    [(2, 2, "fold must lie in 0..1"), (-1, 2, "not -1"), (0, 3, "need 6"), (0, 1, "2 or more")],
+)
+def test_impossible_folds(digits, fold, folds, message):
+    with pytest.raises(StudyError, match=message):
+        digits.fold(fold, folds)
+
+
+def test_subset_relabels_in_the_order_given(digits):
+    part = digits.train.subset([3, 1])
+    assert part.classes == ("3", "1")
+    was = digits.train.labels[np.isin(digits.train.labels, [1, 3])]
+    assert np.array_equal(part.labels, np.where(was == 3, 0, 1))
+    assert np.array_equal(digits.train.labels[np.isin(digits.train.rows, part.rows)], was)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_pixels(digits):
+    pixels = Pixels(digits.query, 6, Augment(flip=True))
+    indices = torch.tensor([4, 0, 2])
+    plain = pixels.plain(indices)
+    stored = digits.query.store[digits.query.rows[[4, 0, 2]]][:, 1:7, 1:7, 0] / 255
+    assert torch.allclose(plain[:, 0], torch.from_numpy(stored).float())
+    views = pixels.views(indices, 5, seeded())
+    assert views.shape == (15, 1, 6, 6) and len(pixels) == len(digits.query)
+    for view in views.split(3):  # view-major, each image as it is or mirrored
+        same, mirrored = (view == plain).all((1, 2, 3)), (view == plain.flip(3)).all((1, 2, 3))
+        assert (same | mirrored).all()
+
+
+def test_activation_cache(digits, tmp_path):
+    calls = []
+
+    def lower(x):
+        calls.append(len(x))
+        return x.flatten(1) * 2
+
+    def cached(images, spec=Augment(flip=True, rotate=10)):  # noqa: B008 - frozen
+        options = {"size": 8, "spec": spec, "views": 3, "batch": 1000}
+        return cache_activations(images, lower, "double", cache=tmp_path, **options)
+
+    array = cached(digits.train)
+    filled = len(calls)
+    everything = torch.from_numpy(np.array(digits.train.store)).permute(0, 3, 1, 2).float() / 255
+    expected = [(x.flatten(1) * 2).half().numpy() for x in (everything, everything.flip(3))]
+    assert array.shape == (3, 1797, 64) and array.dtype == np.float16
+    assert np.array_equal(array[:2], expected)
+    assert not np.array_equal(array[2], array[0])
+    fold = digits.fold(0, 2)
+    for images in (digits.query, fold.train, fold.query):  # shared: only the shape is asked for
+        assert np.array_equal(cached(images), array)
+    assert calls[filled:] == [1, 1, 1] and len(list(tmp_path.glob("*.npy"))) == 1
+    elsewhere = cache_activations(
+        digits.train, lower, "double", size=8, spec=Augment(flip=True, rotate=10), views=3,
+        cache=tmp_path / "again", batch=1000,
+    )  # fmt: skip
+    assert np.array_equal(elsewhere, array)
+    cached(digits.train, Augment())
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+    inputs = Activations(fold.query, array)
+    indices = torch.tensor([5, 1])
+    rows = fold.query.rows[[5, 1]]
+    assert np.array_equal(inputs.plain(indices).numpy(), array[0, rows].astype(np.float32))
+    views = inputs.views(indices, 4, seeded()).numpy()
+    assert views.shape == (8, 64) and len(inputs) == len(fold.query)
+    for i, view in enumerate(views):
+        assert any(np.array_equal(view, array[v, rows[i % 2]]) for v in range(3))
+    assert np.array_equal(views, inputs.views(indices, 4, seeded()).numpy())
+
+
+IMAGES = torch.rand(16, 3, 12, 12, generator=seeded(9))
+
+
+def test_no_augmentation_is_the_centre_crop():
+    assert torch.equal(augment(IMAGES, Augment(), 12, seeded()), IMAGES)
+    assert torch.equal(augment(IMAGES, Augment(), 8, seeded()), IMAGES[:, :, 2:10, 2:10])
+    assert torch.equal(centre_crop(IMAGES, 12), IMAGES)
+
+
+def test_flip_is_exact_and_fair():
+    flipped = augment(IMAGES.repeat(20, 1, 1, 1), Augment(flip=True), 12, seeded())
+    mirrored = (flipped == IMAGES.flip(3).repeat(20, 1, 1, 1)).all((1, 2, 3))
+    same = (flipped == IMAGES.repeat(20, 1, 1, 1)).all((1, 2, 3))
+    assert (mirrored ^ same).all() and 0.4 < mirrored.float().mean() < 0.6
+
+
+SPECS = [
+    Augment(rotate=20),
+    Augment(shift=0.2),
+    Augment(crop_area=0.5),
+    Augment(flip=True, rotate=10, crop_area=0.3, shift=0.1),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("size", [12, 8])
+def test_geometric_augmentation(spec, size):
+    out = augment(IMAGES, spec, size, seeded())
+    assert out.shape == (16, 3, size, size)
+    assert out.min() >= IMAGES.min() - 1e-6 and out.max() <= IMAGES.max() + 1e-6
+    assert torch.equal(out, augment(IMAGES, spec, size, seeded()))
+    assert not torch.allclose(out, augment(IMAGES, spec, size, seeded(1)))
+    assert not torch.allclose(out, centre_crop(IMAGES, size))
+
+
+def test_a_vanishing_transformation_changes_almost_nothing():
+    tiny = Augment(rotate=1e-4, shift=1e-6, crop_area=1 - 1e-6)
+    assert torch.allclose(augment(IMAGES, Augment(rotate=1e-4), 12, seeded()), IMAGES, atol=1e-3)
+    assert torch.allclose(
+        augment(IMAGES, Augment(shift=1e-6), 8, seeded()), centre_crop(IMAGES, 8), atol=1e-3
+    )
+    assert augment(IMAGES, tiny, 12, seeded()).shape == IMAGES.shape
+
+
+def test_shift_is_a_share_of_the_side():
+    ramp = torch.linspace(0, 1, 101).expand(64, 1, 101, 101)
+    moved = augment(ramp, Augment(shift=0.1), 101, seeded())[:, 0, 50, 50] - 0.5
+    assert moved.abs().max() <= 0.102 and moved.abs().max() > 0.08
