@@ -1,4 +1,4 @@
-"""Readers on small official trees, bad input, the image store, folds, inputs and augmentation."""
+"""Readers on small official trees, bad input, and the image store."""
 
 import errno
 import os

@@ -13,6 +13,7 @@ from torch import Tensor
 from dmlstudy.data.augment import Augment, augment, centre_crop
 from dmlstudy.data.benchmark import ImageSet
 from dmlstudy.data.store import cached_array, content_key, progress
+from dmlstudy.errors import StudyError
 
 
 class Inputs(Protocol):
@@ -36,9 +37,18 @@ class Pixels:
         images: one role of a benchmark.
         size: side of the network's input; test images are the centre crop.
         spec: training augmentation.
+
+    Raises:
+        StudyError: the input is larger than the stored images.
     """
 
     def __init__(self, images: ImageSet, size: int, spec: Augment):
+        stored = images.store.shape[1]
+        if size > stored:
+            raise StudyError(
+                f"Inputs of {size} px cannot be cropped from images stored at {stored} px: load "
+                "the data set at a larger size."
+            )
         self.images, self.size, self.spec = images, size, spec
 
     def __len__(self) -> int:

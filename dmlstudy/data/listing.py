@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dmlstudy.data.benchmark import Benchmark, ImageSet
-from dmlstudy.data.store import cached_array, content_key, progress
+from dmlstudy.data.store import cached_array, content_key, digest, progress
 from dmlstudy.errors import StudyError
 
 VERSION = 1  # of the decoding; raise it when stored pixels would change
@@ -44,9 +44,10 @@ class Listing:
         completeness: counts against the official release.
         complete: whether these counts agree.
         literature: whether the data set has a table in the literature.
+        own: the user's images: edited in place and turned by cameras, unlike a release's.
 
     Raises:
-        StudyError: no training or no test images.
+        StudyError: no training or no test images, or a role that does not exist.
     """
 
     name: str
@@ -60,8 +61,15 @@ class Listing:
     complete: bool = True
     literature: bool = False
     invert: bool = False
+    own: bool = False
 
     def __post_init__(self) -> None:
+        strange = set(self.roles.tolist()) - {"train", "query", "gallery"}
+        if strange:
+            raise StudyError(
+                f"{self.name} gives images the unknown role '{min(strange)}' (known: train, query, "
+                "gallery): extract the official archive again."
+            )
         for role, kind in (("train", "training"), ("query", "test")):
             if not np.any(self.roles == role):
                 raise StudyError(
@@ -77,8 +85,10 @@ def to_benchmark(listing: Listing, size: int, cache: Path | str | None = None) -
         StudyError: an image cannot be read; its file is named and nothing is kept.
     """
     # Files are known by class folder, name and size: a repaired download changes the size, copying
-    # the data elsewhere does not change the key.
-    identity = [(f.split("/")[-2:], _file_size(f)) for f in listing.files]
+    # the data elsewhere does not change the key. Own images are also known by modification time.
+    identity: list[Any] = [(f.split("/")[-2:], _file_size(f)) for f in listing.files]
+    if listing.own:
+        identity.append([Path(f).stat().st_mtime_ns for f in listing.files])
     key = content_key(VERSION, listing.name, size, listing.channels, listing.invert, identity)
     shape = (len(listing.files), size, size, listing.channels)
 
@@ -94,7 +104,7 @@ def to_benchmark(listing: Listing, size: int, cache: Path | str | None = None) -
     return split(listing, store, key, shareable=False)
 
 
-def split(listing: Listing, store: np.ndarray, key: str, *, shareable: bool) -> Benchmark:
+def split(listing: Listing, store: np.memmap, key: str, *, shareable: bool) -> Benchmark:
     """The benchmark of a listing whose images are in `store`; labels count from 0 on each side."""
     training = listing.roles == "train"
 
@@ -113,7 +123,7 @@ def split(listing: Listing, store: np.ndarray, key: str, *, shareable: bool) -> 
         completeness=listing.completeness,
         comparable=listing.complete and listing.literature,
         shareable=shareable,
-        checksum=content_key(key, listing.labels.tolist(), listing.roles.tolist()),
+        checksum=content_key(digest(store), listing.labels.tolist(), listing.roles.tolist()),
     )
 
 
@@ -132,8 +142,15 @@ class _Reader:
         file = self.listing.files[i]
         try:
             with Image.open(self._open(file)) as opened:
+                if opened.mode[0] in "IF":  # Pillow would clip these to white
+                    raise StudyError(
+                        f"The image {file} of {self.listing.name} has more than 8 bits per pixel: "
+                        "convert it to 8 bits."
+                    )
+                # Published results ignore the orientation tag, so official images are left as is.
+                upright = ImageOps.exif_transpose(opened) if self.listing.own else opened
                 image = square(
-                    opened.convert("L" if self.listing.channels == 1 else "RGB"), self.size
+                    upright.convert("L" if self.listing.channels == 1 else "RGB"), self.size
                 )
         except DECODING_ERRORS as error:
             raise StudyError(

@@ -139,7 +139,7 @@ def sop(root: Path) -> Listing:
     test = _table(folder / "Ebay_test.txt", 4, header=1)
     files = [str(folder / row[3]) for row in train + test]
     check_files("sop", files, "Ebay_train.txt and Ebay_test.txt")
-    names = [f"product {int(row[1]):05d}" for row in train + test]
+    names = [f"product {row[1]:0>5}" for row in train + test]
     roles = np.repeat(["train", "query"], [len(train), len(test)])
     title = "Stanford Online Products"
     return _listing("sop", title, files, names, roles, 120_053, literature=True)
@@ -194,7 +194,15 @@ def class_folders(path: Path, seed: int) -> Listing:
         completeness += f"; {len(single)} classes with one image skipped ({some})"
     classes, labels = np.unique(names, return_inverse=True)
     return Listing(
-        f"folder:{path}", path.name, files, labels, roles, classes.tolist(), 3, completeness
+        f"folder:{path}",
+        path.name,
+        files,
+        labels,
+        roles,
+        classes.tolist(),
+        channels=3,
+        completeness=completeness,
+        own=True,
     )
 
 

@@ -71,8 +71,5 @@ def _groups(members: np.ndarray, k: int, rng: np.random.Generator) -> list[np.nd
     shuffled = rng.permutation(members)
     short = -len(shuffled) % k
     others = shuffled[: len(shuffled) - len(shuffled) % k]  # those not in the last, short group
-    if short and len(others):
-        filling = rng.permutation(others)[:short]
-    else:
-        filling = np.resize(rng.permutation(members), short)
+    filling = np.resize(rng.permutation(others if len(others) else members), short)
     return np.split(np.concatenate([shuffled, filling]), (len(shuffled) + short) // k)

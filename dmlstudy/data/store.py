@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def cached_array(
     dtype: str,
     fill: Callable[[np.ndarray], None],
     cache: Path | str | None = None,
-) -> np.ndarray:
+) -> np.memmap:
     """The read-only memory-mapped array `<cache>/<name>-<key>.npy`, filled on first use.
 
     It is written under another name and renamed when it is whole, so a killed or failed fill leaves
@@ -80,6 +81,19 @@ def cached_array(
                 "space or set DMLSTUDY_CACHE to another folder."
             ) from error
     return np.load(path, mmap_mode="r")
+
+
+def digest(array: np.memmap) -> str:
+    """Short SHA-256 of a cached array's bytes, computed once and kept beside it."""
+    path = Path(str(array.filename)).with_suffix(".sha256")
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = hashlib.sha256(array.data).hexdigest()[:16]
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with suppress(OSError):  # a cache that cannot be written is hashed anew each time
+        partial.write_text(found, encoding="utf-8")
+        partial.replace(path)
+    return found
 
 
 def _fill(path: Path, shape: Sequence[int], dtype: str, fill: Callable[[np.ndarray], None]) -> None:

@@ -30,7 +30,7 @@ class Record:
         reported: the paper's own numbers on this data set, None when it has none.
         comparable: whether `metrics` may stand beside published numbers.
         deviations: where the method departs from the protocol.
-        controls: the method's own control runs, name -> metric -> one value per seed.
+        controls: the method's own control runs, name -> metric -> one value for each of the first seeds.
         per_class: {} or {"classes": [C], "queries": [C], "R@1": [seeds][C],
             "baseline R@1": [seeds][C]}.
         completeness: how much of the official release was found.
@@ -150,11 +150,14 @@ def _fault_of_lengths(content: dict[str, Any]) -> str | None:
     """Whether there is one value per seed, and one per class, wherever there must be."""
     n = len(content["seeds"])
     groups = {"metrics": content["metrics"], "baseline": content["baseline"]}
-    groups |= {f"controls.{name}": values for name, values in content["controls"].items()}
     for group, metrics in groups.items():
         for metric, values in metrics.items():
             if isinstance(values, list) and len(values) != n:
                 return f"{group}.{metric} has {len(values)} values for {n} seeds"
+    for name, metrics in content["controls"].items():
+        for metric, values in metrics.items():
+            if len(values) > n:  # controls may run on the first few seeds only
+                return f"controls.{name}.{metric} has {len(values)} values for {n} seeds"
     per_class = content["per_class"]
     if not per_class:
         return None
