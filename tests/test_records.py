@@ -70,7 +70,7 @@ def test_failed_write_leaves_the_old_record_and_no_debris(tmp_path, monkeypatch,
     [
         ({"metrics": {"R@1": [50.0, float("nan")]}}, r"metrics\.R@1\[1\] is nan"),
         ({"metrics": {"R@1": [50.0]}}, "metrics.R@1 has 1 values for 2 seeds"),
-        ({"controls": {"random": {"R@1": [1.0]}}}, "controls.random.R@1 has 1 values"),
+        ({"controls": {"random": {"R@1": [1.0] * 3}}}, "controls.random.R@1 has 3 values"),
         ({"seeds": [0, 0]}, "seeds must be a list of different whole numbers"),
         ({"method": "../x"}, "method must be a name"),
         ({"params": {"device": object()}}, "params.device is a object"),
