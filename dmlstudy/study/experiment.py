@@ -159,7 +159,8 @@ class Experiment:
         if lower is not None and self._cache is None:
             self._cache = cache_activations(
                 self.benchmark.train,
-                lower.eval().to(p.device),
+                # Channels last is half as fast again for depthwise convolutions on a CPU.
+                lower.eval().to(p.device, memory_format=torch.channels_last),
                 _weights_key(lower),
                 size=p.crop,
                 spec=p.augment,

@@ -87,7 +87,7 @@ class Report:
                 run.evaluation.metrics[self._first] for run in (self.runs[-1], self.baselines[-1])
             )
             print(f"seed {seed}  {self._first} {r1:.2f}  (untrained trunk {start:.2f})")
-        for name, overrides in self.method.controls.items():
+        for name, overrides in self.method.controls.items() if self.protocol.control_seeds else ():
             print(f"control: {name}")
             self.control_runs[name] = [
                 self.experiment.run(seed, overrides)
@@ -164,7 +164,7 @@ class Report:
     def controls(self) -> HTML | Markdown:
         """The method beside its controls, on the same seeds."""
         if not self.control_runs:
-            return Markdown("*This row has no control of its own.*")
+            return Markdown("*No control was run: this row has none, or `control_seeds` is 0.*")
         n = self.protocol.control_seeds
         names = (self._first, "R-precision", "MAP@R", "NMI")
         compared = {
