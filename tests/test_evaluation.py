@@ -1,0 +1,205 @@
+"""Evaluation against brute force: every order of tied items, every pair."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmlstudy import evaluation
+from dmlstudy.errors import StudyError
+from dmlstudy.evaluation import (
+    auroc,
+    class_bootstrap,
+    evaluate,
+    neighbours,
+    nmi,
+    pair_histograms,
+    retrieve,
+    t_interval,
+)
+from dmlstudy.evaluation.clustering import mutual_information
+from dmlstudy.evaluation.spectrum import alignment, density, spectral_decay, uniformity
+
+KS = (1, 2, 4)
+
+
+def scores(relevant: tuple[bool, ...]) -> dict[str, float]:
+    """One ranking's scores from their definitions (cards, section 0.4)."""
+    r = sum(relevant)
+    precision = [sum(relevant[: i + 1]) / (i + 1) for i in range(r)]
+    hits = {f"R@{k}": float(any(relevant[:k])) for k in KS}
+    return hits | {
+        "R-precision": precision[-1],
+        "MAP@R": sum(p for p, hit in zip(precision, relevant, strict=False) if hit) / r,
+    }
+
+
+def all_orders(similarity: list[int], relevant: list[bool]) -> list[dict[str, float]]:
+    """Scores of every ranking that is consistent with the similarities."""
+    found = []
+    for order in permutations(range(len(similarity))):
+        values = [similarity[i] for i in order]
+        if values == sorted(values, reverse=True):
+            found.append(scores(tuple(relevant[i] for i in order)))
+    return found
+
+
+def ranked(similarity: list[int], relevant: list[bool]) -> evaluation.retrieval.Retrieval:
+    """Our scores for one query whose gallery has these similarities."""
+    gallery = torch.tensor(similarity, dtype=torch.float)[:, None]
+    labels = torch.tensor(relevant).long()
+    return retrieve(torch.ones(1, 1), torch.ones(1).long(), gallery, labels, ks=KS)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_ties_are_scored_by_expectation(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(2, 7))
+    similarity = rng.integers(0, int(rng.integers(1, 5)), size).tolist()
+    relevant = (rng.random(size) < 0.5).tolist()
+    relevant[0] = True
+    orders = all_orders(similarity, relevant)
+    found = ranked(similarity, relevant)
+    for k in KS:
+        every = [order[f"R@{k}"] for order in orders]
+        assert float(found.hits[k]) == pytest.approx(np.mean(every), abs=1e-9)
+        assert float(found.optimistic[k]) == max(every)
+        assert float(found.pessimistic[k]) == min(every)
+    assert float(found.r_precision) == pytest.approx(
+        np.mean([o["R-precision"] for o in orders]), abs=1e-9
+    )
+    assert float(found.map_at_r) == pytest.approx(np.mean([o["MAP@R"] for o in orders]), abs=1e-9)
+
+
+def test_card_values_of_map_at_r() -> None:
+    found = ranked([5, 4, 3, 2, 1], [True, False, True, True, False])
+    assert float(found.map_at_r) == pytest.approx(0.555556, abs=1e-6)
+    assert float(found.r_precision) == pytest.approx(2 / 3)
+    ends = ranked(list(range(20, 0, -1)), [i in (0, 9, *range(12, 20)) for i in range(20)])
+    assert float(ends.map_at_r) == pytest.approx(0.12)
+    assert float(ends.r_precision) == pytest.approx(0.2)
+
+
+def clustered(noise: float, classes: int = 8, each: int = 12) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(classes).repeat_interleave(each)
+    x = torch.randn(classes, 16, generator=g)[y] + noise * torch.randn(len(y), 16, generator=g)
+    return F.normalize(x), y
+
+
+def test_perfect_is_100_and_collapsed_is_chance() -> None:
+    x, y = clustered(0.01)
+    perfect = evaluate(x, y).metrics
+    assert all(
+        perfect[m] == pytest.approx(100) for m in ("R@1", "R-precision", "MAP@R", "AUROC")
+    )
+    point = evaluate(torch.ones_like(x) / 4, y)
+    chance = 100 * 11 / 95
+    assert point.metrics["R@1"] == pytest.approx(chance)
+    assert point.metrics["R-precision"] == pytest.approx(chance)
+    assert point.metrics["MAP@R"] < chance
+    assert point.metrics["AUROC"] == pytest.approx(50)
+    assert point.tie_gap == pytest.approx(100)
+
+
+def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = clustered(2)
+    whole = evaluate(x, y).metrics
+    monkeypatch.setattr(evaluation.retrieval, "BLOCK", 96 * 7)
+    monkeypatch.setattr(evaluation.verification, "BLOCK", 96 * 7)
+    assert evaluate(x, y).metrics == pytest.approx(whole)
+
+
+def test_labels_are_compared_exactly() -> None:
+    """2^24 and 2^24 + 1 are one number in float32."""
+    x, y = clustered(2)
+    names = torch.tensor([2**24, 2**24 + 1, -5, 7, 2**40, 2**40 + 1, 12, 0])
+    assert evaluate(x, names[y]).metrics == pytest.approx(evaluate(x, y).metrics)
+
+
+def test_queries_without_a_positive_are_left_out_and_counted() -> None:
+    x, y = clustered(0.01, each=3)
+    y[0] = 99
+    found = evaluate(x, y)
+    assert found.retrieval.excluded == 1
+    assert len(found.retrieval.queries) == 23 and 0 not in found.retrieval.queries
+    with pytest.raises(StudyError, match="No query"):
+        retrieve(x, torch.arange(len(x)))
+
+
+def test_separate_gallery_keeps_equal_positions() -> None:
+    x, y = clustered(0.5)
+    found = retrieve(x, y, x, y)
+    assert float(found.hits[1].mean()) == 1  # the same image is in the gallery and may be found
+
+
+def test_broken_embeddings_are_refused() -> None:
+    x, y = clustered(0.5)
+    x[3, 2] = torch.nan
+    with pytest.raises(StudyError, match="1 of 96 query embeddings"):
+        evaluate(x, y)
+
+
+def test_neighbours_leave_the_query_out() -> None:
+    x, _ = clustered(0.5)
+    values, positions = neighbours(x, None, 3)
+    s = (x @ x.T).fill_diagonal_(-9)
+    torch.testing.assert_close(values, s.topk(3).values)
+    assert (positions != torch.arange(len(x))[:, None]).all()
+
+
+def test_agrees_with_scikit_learn() -> None:
+    from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
+
+    g = torch.Generator().manual_seed(1)
+    a, b = (torch.randint(5, (80,), generator=g) for _ in range(2))
+    assert mutual_information(a, b) == pytest.approx(normalized_mutual_info_score(a, b))
+    x, y = clustered(3)
+    upper = torch.triu_indices(len(x), len(x), 1)
+    same = (y[:, None] == y[None, :])[*upper]
+    _, p, n = pair_histograms(x, y, similarity=evaluation.inner_product)
+    assert auroc(p, n) == pytest.approx(100 * roc_auc_score(same, (x @ x.T)[*upper]), abs=0.01)
+    assert nmi(x, y) == nmi(x, y)
+
+
+def test_shape_of_the_space_against_loops() -> None:
+    x, y = clustered(1)
+    n = len(x)
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    squared = {(i, j): float((x[i] - x[j]).square().sum()) for i, j in pairs}
+    same = [squared[i, j] for i, j in pairs if y[i] == y[j]]
+    assert alignment(x, y) == pytest.approx(np.mean(same), rel=1e-5)
+    assert uniformity(x) == pytest.approx(
+        np.log(np.mean([np.exp(-2 * d) for d in squared.values()])), rel=1e-4
+    )
+    inner = [
+        np.mean([d**0.5 for (i, j), d in squared.items() if y[i] == y[j] == c]) for c in range(8)
+    ]
+    centres = F.normalize(torch.stack([x[y == c].mean(0) for c in range(8)]))
+    assert density(x, y) == pytest.approx(
+        np.mean(inner) / float(torch.pdist(centres).mean()), rel=1e-4
+    )
+
+
+def test_spectrum() -> None:
+    assert spectral_decay(torch.eye(4)) == pytest.approx(0, abs=1e-9)
+    wide = torch.randn(3, 9, generator=torch.Generator().manual_seed(0))
+    sigma = torch.linalg.svdvals(wide.double())
+    share = sigma / sigma.sum()
+    assert spectral_decay(wide) == pytest.approx(float(-(3 * share).log().mean()), rel=1e-6)
+
+
+def test_uncertainty() -> None:
+    mean, half = t_interval([1.0, 2.0, 3.0, 4.0])
+    assert (mean, half) == pytest.approx(
+        (2.5, 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2), rel=1e-5
+    )
+    assert np.isnan(t_interval([1.0])[1])
+    difference = np.random.default_rng(0).normal(1, 1, 200)
+    labels = np.repeat(np.arange(20), 10)
+    mean, low, high = class_bootstrap(difference, labels)
+    assert low < mean < high and (mean, low, high) == class_bootstrap(difference, labels)
+    assert class_bootstrap(difference, np.zeros(200))[1:] == pytest.approx((mean, mean))
