@@ -82,18 +82,20 @@ def retrieve(
     for start, s, same in _blocks(query, query_labels, gallery, gallery_labels, similarity, alone):
         positives = same.sum(1)
         kept = positives > 0
+        if not kept.any():
+            continue
         s, same, positives = s[kept], same[kept], positives[kept]
         hits = _hit_rates(s, same, ks)
         precision, mean_precision = _precisions(s, same, positives)
         rows = start + kept.nonzero()[:, 0]
         parts.append((rows, *hits, precision, mean_precision))
-    rows, expected, optimistic, pessimistic, precision, mean_precision = (
-        torch.cat(column) for column in zip(*parts, strict=True)
-    )
-    if not len(rows):
+    if not parts:
         raise StudyError(
             "No query has another image of its class to find: every test class has one image."
         )
+    rows, expected, optimistic, pessimistic, precision, mean_precision = (
+        torch.cat(column) for column in zip(*parts, strict=True)
+    )
     return Retrieval(
         labels=query_labels[rows],
         queries=rows,

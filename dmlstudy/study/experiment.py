@@ -160,7 +160,7 @@ class Experiment:
             self._cache = cache_activations(
                 self.benchmark.train,
                 # Channels last is half as fast again for depthwise convolutions on a CPU.
-                lower.eval().to(p.device, memory_format=torch.channels_last),
+                lower.eval().to(p.device).to(memory_format=torch.channels_last),
                 _weights_key(lower),
                 size=p.crop,
                 spec=p.augment,

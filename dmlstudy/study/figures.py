@@ -1,16 +1,16 @@
-"""Figures of a report. Each takes numbers and gives a matplotlib figure."""
+"""Figures of a report: numbers in, a picture out, at a size that keeps committed notebooks small."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("agg", force=False)
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import Image
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -20,7 +20,7 @@ POSITIVE, NEGATIVE, NEUTRAL = "#1b7837", "#c51b7d", "#888888"
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False})
 
 
-def training_curves(histories: dict[int, list[dict[str, float]]]) -> Figure:
+def training_curves(histories: dict[int, list[dict[str, float]]]) -> Image:
     """Mean loss terms per epoch, one line per seed and panel per term."""
     terms = list(
         dict.fromkeys(t for rows in histories.values() for row in rows for t in row if t != "epoch")
@@ -41,10 +41,10 @@ def training_curves(histories: dict[int, list[dict[str, float]]]) -> Figure:
         axes[0, 0].text(0.5, 0.5, "nothing is trained", ha="center")
         axes[0, 0].axis("off")
     figure.tight_layout()
-    return figure
+    return _picture(figure)
 
 
-def similarity_histograms(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Figure:
+def similarity_histograms(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Image:
     """Similarities of same-class and different-class pairs, each normalised, before and after training."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 2.6), squeeze=False)
     for axis, (title, (edges, positives, negatives)) in zip(axes[0], panels.items(), strict=True):
@@ -59,12 +59,12 @@ def similarity_histograms(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> F
         axis.set(title=title, xlabel="similarity", yticks=[])
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    return figure
+    return _picture(figure)
 
 
 def embedding_map(
     embeddings: Tensor, labels: Tensor, classes: int = 10, per_class: int = 30
-) -> Figure:
+) -> Image:
     """First two principal components of the images of a few test classes."""
     chosen = torch.cat([(labels == c).nonzero()[:per_class, 0] for c in labels.unique()[:classes]])
     x = embeddings[chosen].double()
@@ -75,10 +75,10 @@ def embedding_map(
     axis.scatter(*points.T.numpy(), c=labels[chosen].numpy(), cmap="tab10", s=12, alpha=0.8)
     axis.set(xticks=[], yticks=[], xlabel="first principal component", ylabel="second")
     figure.tight_layout()
-    return figure
+    return _picture(figure)
 
 
-def gallery(rows: Sequence[tuple[str, np.ndarray, Sequence[tuple[np.ndarray, bool]]]]) -> Figure:
+def gallery(rows: Sequence[tuple[str, np.ndarray, Sequence[tuple[np.ndarray, bool]]]]) -> Image:
     """Queries with their nearest images: (caption, query image, [(image, is of the query's class)])."""
     wide = 1 + max(len(found) for _, _, found in rows)
     figure, axes = plt.subplots(
@@ -92,10 +92,10 @@ def gallery(rows: Sequence[tuple[str, np.ndarray, Sequence[tuple[np.ndarray, boo
         for axis, (image, right) in zip(line[1:], found, strict=False):
             _show(axis, image, POSITIVE if right else NEGATIVE)
     figure.tight_layout(pad=0.3)
-    return figure
+    return _picture(figure)
 
 
-def forces(loss: Callable[[Tensor, Tensor], Tensor], centres: Tensor | None = None) -> Figure:
+def forces(loss: Callable[[Tensor, Tensor], Tensor], centres: Tensor | None = None) -> Image:
     """A loss at work on twelve points of three classes on the circle: arrows are -dL/dx along it.
 
     Args:
@@ -121,11 +121,10 @@ def forces(loss: Callable[[Tensor, Tensor], Tensor], centres: Tensor | None = No
             axis.scatter(*rows.T.numpy(), marker="*", s=120, facecolors="none", edgecolors=colour)
     axis.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
     axis.axis("off")
-    plt.close(figure)
-    return figure
+    return _picture(figure)
 
 
-def bars(labels: Sequence[str], groups: dict[str, Sequence[float]], ylabel: str) -> Figure:
+def bars(labels: Sequence[str], groups: dict[str, Sequence[float]], ylabel: str) -> Image:
     """Grouped bars."""
     figure, axis = plt.subplots(figsize=(4.6, 2.6))
     width = 0.8 / len(groups)
@@ -136,8 +135,7 @@ def bars(labels: Sequence[str], groups: dict[str, Sequence[float]], ylabel: str)
     if len(groups) > 1:
         axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    plt.close(figure)
-    return figure
+    return _picture(figure)
 
 
 def _show(axis: Any, image: np.ndarray, colour: str) -> None:
@@ -146,7 +144,7 @@ def _show(axis: Any, image: np.ndarray, colour: str) -> None:
         spine.set(visible=True, edgecolor=colour, linewidth=2.5)
 
 
-def sheet(title: str, rows: Sequence[np.ndarray]) -> Figure:
+def sheet(title: str, rows: Sequence[np.ndarray]) -> Image:
     """Images of several classes, a row [N, H, W, C] each."""
     figure, axis = plt.subplots(figsize=(5, 0.5 * len(rows) + 0.4))
     axis.imshow(
@@ -155,11 +153,10 @@ def sheet(title: str, rows: Sequence[np.ndarray]) -> Figure:
     axis.set_title(title, fontsize=10)
     axis.axis("off")
     figure.tight_layout()
-    plt.close(figure)
-    return figure
+    return _picture(figure)
 
 
-def ranking_dots(found: Sequence[Record], metric: str = "R@1") -> Figure:
+def ranking_dots(found: Sequence[Record], metric: str = "R@1") -> Image:
     """A panel per data set: every method's seeds as dots, their mean as a bar, the untrained trunk as a line."""
     datasets = list(dict.fromkeys(record.dataset for record in found))
     figure, axes = plt.subplots(
@@ -179,11 +176,10 @@ def ranking_dots(found: Sequence[Record], metric: str = "R@1") -> Figure:
         axis.set(title=dataset, xlabel=metric)
     figure.suptitle("dashed: untrained trunk", fontsize=8, color=NEUTRAL)
     figure.tight_layout()
-    plt.close(figure)
-    return figure
+    return _picture(figure)
 
 
-def spectrum_scatter(found: Sequence[Record]) -> Figure:
+def spectrum_scatter(found: Sequence[Record]) -> Image:
     """rho of the test embeddings against MAP@R, a panel per data set."""
     datasets = list(dict.fromkeys(record.dataset for record in found))
     figure, axes = plt.subplots(
@@ -199,5 +195,12 @@ def spectrum_scatter(found: Sequence[Record]) -> Figure:
         axis.set(title=dataset, xlabel="spectral decay ρ", ylabel="MAP@R")
         axis.margins(0.25)
     figure.tight_layout()
+    return _picture(figure)
+
+
+def _picture(figure: Figure) -> Image:
+    """The finished figure as PNG: it shows the same in every front end, and is not drawn twice."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
     plt.close(figure)
-    return figure
+    return Image(buffer.getvalue())

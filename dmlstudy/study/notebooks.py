@@ -94,6 +94,7 @@ def to_html(path: Path) -> Path:
     html, _ = exporter.from_filename(str(path))
     # What the template still asks of the network: empty script tags, and widgets' loader.
     html = re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>", "", html)
+    html = re.sub(r'<script type="module">.*?</script>', "", html, flags=re.DOTALL)  # mermaid
     html = re.sub(r'(href="[^":]*)\.ipynb"', r'\1.html"', html)
     target = path.with_suffix(".html")
     target.write_text(html, encoding="utf-8")

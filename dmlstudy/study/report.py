@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from IPython.display import HTML, Code, DisplayHandle, Markdown, display
-from matplotlib.figure import Figure
+from IPython.display import HTML, Code, DisplayHandle, Image, Markdown, display
 from torch import Tensor
 
 from dmlstudy.data.store import PROJECT
@@ -81,7 +80,7 @@ class Report:
         """Train and test every seed, the untrained trunk beside it, and the method's controls."""
         with_self = self.settings.method != "untrained"
         for seed in self.protocol.seeds:
-            self.baselines.append(self.experiment.run(seed, method="untrained"))
+            self.baselines.append(self._baseline(seed))
             self.runs.append(self.experiment.run(seed) if with_self else self.baselines[-1])
             r1, start = (
                 run.evaluation.metrics[self._first] for run in (self.runs[-1], self.baselines[-1])
@@ -94,11 +93,15 @@ class Report:
                 for seed in self.protocol.seeds[: self.protocol.control_seeds]
             ]
 
-    def curves(self) -> Figure:
+    def _baseline(self, seed: int) -> Run:
+        # Pretrained weights and a PCA head start the same whatever the seed.
+        if self.baselines and self.protocol.weights != "none" and self.protocol.head_start == "pca":
+            return self.baselines[0]
+        return self.experiment.run(seed, method="untrained")
+
+    def curves(self) -> Image:
         """Loss terms over epochs."""
-        return _closed(
-            figures.training_curves({run.seed: run.progress.history for run in self.runs})
-        )
+        return figures.training_curves({run.seed: run.progress.history for run in self.runs})
 
     def table(self) -> HTML:
         """Every metric: reported by the paper, here (mean ± 95 % interval over seeds), untrained trunk."""
@@ -118,17 +121,15 @@ class Report:
         )
         return HTML(_html_table(heads, rows) + f"<p><small>{note}</small></p>")
 
-    def histograms(self) -> Figure:
+    def histograms(self) -> Image:
         """Similarities of same-class and different-class test pairs, before and after training."""
         pairs = {
             "untrained trunk": self.baselines[0],
             f"trained, seed {self.runs[0].seed}": self.runs[0],
         }
-        return _closed(
-            figures.similarity_histograms({k: self._pair_histogram(v) for k, v in pairs.items()})
-        )
+        return figures.similarity_histograms({k: self._pair_histogram(v) for k, v in pairs.items()})
 
-    def gallery(self) -> Figure | Markdown:
+    def gallery(self) -> Image | Markdown:
         """Best, random and worst queries with their five nearest images, where the data may be shown."""
         show = self.protocol.gallery
         if show == "never" or (show == "embedded" and not self.benchmark.shareable):
@@ -145,12 +146,12 @@ class Report:
             for kind, group in chosen
             for i in group
         ]
-        return _closed(figures.gallery(rows))
+        return figures.gallery(rows)
 
-    def map(self) -> Figure:
+    def map(self) -> Image:
         """Ten test classes in the first two principal components of the embedding."""
         labels = torch.from_numpy(self.benchmark.query.labels)
-        return _closed(figures.embedding_map(self.runs[0].query, labels))
+        return figures.embedding_map(self.runs[0].query, labels)
 
     def worst_classes(self, count: int = 5) -> HTML:
         """Test classes that are found least, mean over seeds, with the untrained trunk beside them."""
@@ -323,11 +324,3 @@ def _html_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return text.replace("<table", '<table lang="zh-Hans" style="text-align: left"').replace(
         "<td>", '<td style="text-align: left">'
     )
-
-
-def _closed(figure: Figure) -> Figure:
-    """Shown once as the cell's value, not a second time by the inline backend."""
-    import matplotlib.pyplot as plt
-
-    plt.close(figure)
-    return figure
