@@ -17,7 +17,8 @@ def pairwise_similarity(x: Tensor, y: Tensor | None = None) -> Tensor:
 def squared_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances ||x_i - y_j||^2, [N, M], never negative.
 
-    One matrix product, by ||x||^2 + ||y||^2 - 2 x.y; the diagonal of x with itself is exactly 0.
+    One matrix product, by ||x||^2 + ||y||^2 - 2 x.y; the diagonal of x with itself is exactly 0. Elsewhere
+    the error is a few roundings of ||x||^2 + ||y||^2, however near the points.
 
     >>> squared_distance(torch.tensor([[0., 0.], [3., 4.]]))
     tensor([[ 0., 25.],

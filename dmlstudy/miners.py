@@ -46,6 +46,7 @@ def closest_negatives(
 
     The deterministic miner of divide and conquer's code (Sanakoyeu et al., CVPR 2019); it is not
     distance-weighted sampling. Nearer ones than the cutoff are passed over because their gradients are noisy.
+    Where too few lie beyond it, an anchor gets fewer; that code fills up with whatever comes next, itself included.
 
     Args:
         embeddings: [B, D], expects unit rows.

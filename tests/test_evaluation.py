@@ -93,9 +93,7 @@ def clustered(noise: float, classes: int = 8, each: int = 12) -> tuple[Tensor, T
 def test_perfect_is_100_and_collapsed_is_chance() -> None:
     x, y = clustered(0.01)
     perfect = evaluate(x, y).metrics
-    assert all(
-        perfect[m] == pytest.approx(100) for m in ("R@1", "R-precision", "MAP@R", "AUROC")
-    )
+    assert all(perfect[m] == pytest.approx(100) for m in ("R@1", "R-precision", "MAP@R", "AUROC"))
     point = evaluate(torch.ones_like(x) / 4, y)
     chance = 100 * 11 / 95
     assert point.metrics["R@1"] == pytest.approx(chance)

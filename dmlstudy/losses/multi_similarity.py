@@ -24,6 +24,8 @@ def multi_similarity(
         L = 1/B sum_i { 1/alpha log[1 + sum_{j in P_i} exp(-alpha (s_ij - lam))]
                       + 1/beta  log[1 + sum_{k in N_i} exp( beta  (s_ik - lam))] }
 
+    with s the inner product, P_i and N_i the positives and the negatives of anchor i, itself left out by index.
+
     Args:
         embeddings: [B, D], expects unit rows.
         labels: [B].
@@ -32,7 +34,8 @@ def multi_similarity(
         pairs: (positive, negative), boolean [B, B] from a miner; all pairs when left out.
 
     Returns:
-        Scalar. An anchor with an empty P_i or N_i contributes 0 but still counts in B.
+        Scalar. An anchor with an empty P_i or N_i contributes 0 but still counts in B; a batch of one class,
+        or without positives, gives 0 with zero gradient.
 
     >>> from dmlstudy.miners import relative_similarity
     >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])

@@ -16,10 +16,10 @@ def triplet_batch_hard(
 
         L = 1/B sum_a l(max_p d_ap - min_n d_an),  l(x) = ln(1 + e^x)  or  [m + x]_+
 
-    with d the Euclidean distance, not squared.
+    with d the Euclidean distance, not squared; p runs over the anchor's positives, n over its negatives.
 
     Args:
-        embeddings: [B, D], raw.
+        embeddings: [B, D], raw: lengths count.
         labels: [B].
         margin: m of the hinge; None is the soft margin ln(1 + e^x).
 
@@ -37,9 +37,9 @@ def triplet_batch_hard(
     d = pairwise_distance(embeddings)
     positive, negative = pair_masks(labels)
     farthest_positive = d.masked_fill(~positive, 0).amax(1)
-    # A row without negatives has no minimum; it is masked out below, so any finite value serves.
-    largest = d.detach().max()
-    nearest_negative = torch.where(negative, d, largest).amin(1)
+    # Infinity, because amin shares its gradient among ties: a finite filling that some negative equals
+    # would take part of it. A row without negatives gives l(-inf) = 0, and so does its gradient.
+    nearest_negative = d.masked_fill(~negative, torch.inf).amin(1)
     violation = farthest_positive - nearest_negative
     loss = F.softplus(violation) if margin is None else (margin + violation).relu()
     valid = positive.any(1) & negative.any(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,14 +96,13 @@ class Experiment:
         path = self._checkpoint(name, hyper, seed)
         resume = torch.load(path, weights_only=False) if path.exists() else None
         if resume:
-            self.say(f"seed {seed}: goes on after epoch {resume.epoch} of {self.protocol.epochs}")
+            print(f"seed {seed}: goes on after epoch {resume.epoch}", file=sys.stderr)
             built.load_state_dict(resume.method)
+            for row in resume.history:
+                self._say_epoch(seed, row)
 
         def after_epoch(progress: Progress) -> None:
-            terms = "  ".join(
-                f"{k} {v:.4f}" for k, v in progress.history[-1].items() if k != "epoch"
-            )
-            self.say(f"seed {seed}  epoch {progress.epoch:2d}/{self.protocol.epochs}  {terms}")
+            self._say_epoch(seed, progress.history[-1])
             _save_checkpoint(progress, path)
 
         progress = train(
@@ -116,6 +116,10 @@ class Experiment:
             device=self.protocol.device,
         )
         return self._test(seed, built, progress)
+
+    def _say_epoch(self, seed: int, row: dict[str, float]) -> None:
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
+        self.say(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
 
     def _test(self, seed: int, method: Method, progress: Progress) -> Run:
         b = self.benchmark

@@ -96,7 +96,7 @@ def gallery(rows: Sequence[tuple[str, np.ndarray, Sequence[tuple[np.ndarray, boo
 
 
 def forces(loss: Callable[[Tensor, Tensor], Tensor], centres: Tensor | None = None) -> Image:
-    """A loss at work on twelve points of three classes on the circle: arrows are -dL/dx along it.
+    """A loss at work on twelve points of three classes on the circle: arrows are -dL/dx along it (root scale).
 
     Args:
         loss: of unit embeddings [12, 2] and labels [12].
@@ -108,6 +108,8 @@ def forces(loss: Callable[[Tensor, Tensor], Tensor], centres: Tensor | None = No
     (gradient,) = torch.autograd.grad(loss(x, labels), x)
     points = x.detach()
     arrow = -(gradient - (gradient * points).sum(1, keepdim=True) * points)
+    # Lengths go with the root of the force, or the strongest would hide all others.
+    arrow = arrow / arrow.norm(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
     arrow = 0.6 * arrow / arrow.norm(dim=1).max().clamp_min(1e-12)
     figure, axis = plt.subplots(figsize=(3.6, 3.6))
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="#cccccc"))
