@@ -1,110 +1,210 @@
-"""Networks: cutting, freezing, pooling, heads."""
+"""Networks: where they are cut, what stays frozen, how they pool, pad and start."""
 
-from __future__ import annotations
-
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from dmlstudy.errors import StudyError
-from dmlstudy.networks import Pool, build_network
+from dmlstudy.networks import TRUNKS, Normalise, Pool, SamePad, build_network
 
-SHARED = Path(os.environ.get("DMLSTUDY_DATA") or Path(__file__).parents[2] / "shared" / "data")
-WEIGHTS = SHARED / "weights" / "mobilenet_v2_imagenet.safetensors"
+DATA = Path(os.environ.get("DMLSTUDY_DATA") or Path(__file__).parents[2] / "shared" / "data")
+WEIGHTS = "weights/mobilenet_v2_imagenet.safetensors"
 
 
-def test_frozen_part_can_be_taken_off() -> None:
+def convnet(**options):
     torch.manual_seed(0)
-    network = build_network("resnet18", channels=3, embedding_size=8, trained="from block 6").eval()
-    images = torch.rand(2, 3, 64, 64)
-    whole = network(images)
-    lower = network.split_lower()
-    assert lower is not None
-    torch.testing.assert_close(network(lower(images)), whole)
-    assert all(p.requires_grad for p in network.parameters())
-    assert not any(p.requires_grad for p in lower.parameters())
+    return build_network("convnet", **{"channels": 1, "embedding_size": 6} | options)
 
 
-def test_nothing_is_frozen_when_all_is_trained() -> None:
-    assert build_network("convnet", channels=1, embedding_size=8).split_lower() is None
+def grey(n=5, size=8):
+    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def test_head_alone() -> None:
-    network = build_network("resnet18", channels=3, embedding_size=8, trained="head")
-    lower = network.split_lower()
-    assert lower is not None and lower(torch.rand(2, 3, 64, 64)).shape == (2, 512)
-    assert {name for name, _ in network.named_parameters()} == {"head.weight", "head.bias"}
+@pytest.mark.parametrize("trained, blocks", [("all", 3), ("from block 0", 3), ("from block 1", 2)])
+@pytest.mark.parametrize("pool", Pool.KINDS)
+def test_cut_network_composes_to_the_uncut_one(trained, blocks, pool):
+    net = convnet(trained=trained, pool=pool).eval()
+    assert len(net.upper) == blocks
+    whole = net(grey())
+    assert torch.equal(whole, convnet(pool=pool).eval()(grey()))
+    lower = net.split_lower()
+    assert (lower is None) == (blocks == 3)
+    if lower is not None:
+        assert torch.equal(net(lower(grey())), whole)
 
 
-def test_frozen_parts_never_leave_eval_mode() -> None:
-    network = build_network(
-        "resnet18", channels=3, embedding_size=8, trained="from block 6"
-    ).train()
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms and not any(m.training for m in norms)
-    free = build_network("convnet", channels=1, embedding_size=8, freeze_bn=False).train()
-    assert all(m.training for m in free.modules() if isinstance(m, nn.BatchNorm2d))
+@pytest.mark.parametrize("pool", Pool.KINDS)
+def test_head_alone_is_fed_pooled_features(pool):
+    net = convnet(trained="head", pool=pool).eval()
+    whole = net(grey())
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
+        "head.weight",
+        "head.bias",
+    ]
+    pooled = net.split_lower()(grey())
+    assert pooled.shape == (5, net.feature_size)
+    assert torch.equal(net(pooled), whole)
 
 
-@pytest.mark.parametrize("trunk", ["mobilenet_v2", "resnet18", "resnet50", "googlenet", "convnet"])
-def test_every_trunk_embeds_and_branches(trunk: str) -> None:
-    network = build_network(trunk, channels=1, embedding_size=4)
-    network.add_branch_heads()
-    size = 32 if trunk == "convnet" else 64
-    assert network.eval()(torch.rand(2, 1, size, size)).shape == (2, 12)
-    assert network.embedding_size == 12
+@pytest.mark.parametrize("trained", ["from block 3", "from block -1", "tail", "from block 1 "])
+def test_bad_cut_names_the_blocks(trained):
+    with pytest.raises(StudyError, match=rf"N in 0\.\.2 for convnet, not '{trained}'"):
+        convnet(trained=trained)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"trunk": "resnet81"}, "did you mean 'resnet18'"),
-        ({"trained": "from block 30"}, "N in 0..8"),
-        ({"trained": "everything"}, "'all', 'head' or 'from block N'"),
-        ({"pool": "average"}, "Unknown pooling"),
-        ({"weights": "none.safetensors"}, "do not exist"),
-    ],
-)
-def test_mistakes_are_named(change: dict[str, str], message: str) -> None:
-    options = {"trunk": "resnet18", "channels": 3, "embedding_size": 8} | change
-    with pytest.raises(StudyError, match=message):
-        build_network(**options)  # type: ignore[arg-type]
+def test_wrong_names_and_weights_say_how_to_mend(tmp_path):
+    with pytest.raises(StudyError, match="did you mean 'mobilenet_v2'"):
+        build_network("mobilenetv2", channels=3, embedding_size=4)
+    with pytest.raises(StudyError, match="did you mean 'max'"):
+        convnet(pool="maxx")
+    with pytest.raises(StudyError, match="no pretrained weights"):
+        convnet(weights="torchvision")
+    with pytest.raises(StudyError, match=r"a\.safetensors do not exist: .*DMLSTUDY_DATA"):
+        build_network(
+            "resnet18",
+            channels=3,
+            embedding_size=4,
+            weights="a.safetensors",
+            weights_root=tmp_path,
+        )
 
 
-def test_branches_need_a_trained_trunk() -> None:
-    network = build_network("resnet18", channels=3, embedding_size=8, trained="from block 8")
-    with pytest.raises(StudyError, match="frozen part"):
-        network.add_branch_heads()
+def test_weights_of_another_network_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"other.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(StudyError, match=r"do not fit ResNet: \d+ keys differ.*'other.weight'"):
+        build_network(
+            "resnet18",
+            channels=3,
+            embedding_size=4,
+            weights="a.safetensors",
+            weights_root=tmp_path,
+        )
 
 
-def test_pools() -> None:
-    x = torch.rand(2, 3, 4, 4)
+def test_grey_is_repeated_to_three_channels():
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    normalise, x = Normalise(3, mean, std), grey()
+    expected = (x.repeat(1, 3, 1, 1) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
+        3, 1, 1
+    )
+    assert torch.equal(normalise(x), expected)
+    assert not normalise.state_dict()
+
+
+def test_pools():
+    x = torch.rand(2, 3, 4, 5)
+    avg, largest = x.flatten(2).mean(2), x.flatten(2).max(2).values
     gem = Pool("gem")
+    torch.testing.assert_close(gem(x), x.pow(3).mean((2, 3)).pow(1 / 3))
     with torch.no_grad():
         gem.p.fill_(1)
-    torch.testing.assert_close(gem(x), Pool("avg")(x))
-    torch.testing.assert_close(Pool("avg+max")(x), x.mean((2, 3)) + x.amax((2, 3)))
+    for pool, expected in [
+        (gem, avg),
+        (Pool("avg"), avg),
+        (Pool("max"), largest),
+        (Pool("avg+max"), avg + largest),
+    ]:
+        torch.testing.assert_close(pool(x), expected)
+    gem(torch.zeros(1, 1, 2, 2)).sum().backward()
+    assert gem.p.grad.isfinite()
 
 
-def test_pca_start_is_scikit_learns_up_to_sign() -> None:
+@pytest.mark.parametrize("n", [4, 5, 12, 13])
+def test_same_padding_is_tensorflows(n):
+    # TensorFlow: ceil(n / 2) outputs; the padding they need is halved, the odd one goes right and bottom.
+    total = (math.ceil(n / 2) - 1) * 2 + 3 - n
+    x = torch.rand(1, 1, n, n)
+    expected = torch.nn.functional.pad(x, (total // 2, total - total // 2) * 2)
+    taken = torch.nn.functional.conv2d(SamePad()(x), torch.ones(1, 1, 3, 3), stride=2)
+    assert taken.shape[-1] == math.ceil(n / 2)
+    torch.testing.assert_close(
+        taken, torch.nn.functional.conv2d(expected, torch.ones(1, 1, 3, 3), stride=2)
+    )
+
+
+@pytest.mark.parametrize("size", [64, 96, 100, 33])
+def test_tensorflow_padding_halves_rounding_up(size):
+    net = build_network("mobilenet_v2", channels=3, embedding_size=4, tf_padding=True).eval()
+    assert sum(isinstance(m, SamePad) for m in net.modules()) == 5
+    with torch.inference_mode():
+        assert net.upper(torch.rand(1, 3, size, size)).shape[-1] == math.ceil(size / 32)
+
+
+def test_real_weights_load():
+    if not (DATA / WEIGHTS).is_file():
+        pytest.skip(f"no {WEIGHTS} under the data root")
+    net = build_network(
+        "mobilenet_v2",
+        channels=1,
+        embedding_size=4,
+        weights=WEIGHTS,
+        weights_root=DATA,
+        tf_padding=True,
+    ).eval()
+    from safetensors.torch import load_file
+
+    stem = load_file(DATA / WEIGHTS)["features.0.0.weight"]
+    assert torch.equal(net.upper[0][0][1].weight, stem)
+    assert net(grey(1, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_branches_leave_with_the_channels_they_declare(trunk):
+    net = build_network(trunk, channels=3, embedding_size=4).eval()
+    net.add_branch_heads()
+    assert (net.embedding_size, len(net.branch_heads)) == (12, 2)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        z, middle = net(images), [b.shape[1] for b in net._branches(images)]
+    assert middle == [*net.branch_points.values(), net.feature_size]
+    torch.testing.assert_close(z.unflatten(1, (3, 4)).norm(dim=2), torch.ones(1, 3))
+
+
+def test_frozen_branches_are_refused():
+    with pytest.raises(StudyError, match="frozen part of the trunk: set trained"):
+        convnet(trained="from block 1").add_branch_heads()
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_pca_start_is_sklearns_up_to_sign(branches):
     from sklearn.decomposition import PCA
 
-    features = torch.randn(60, 64, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 65)
-    network = build_network("convnet", channels=1, embedding_size=8)
-    network.start_head_from_pca(features)
-    ours = network.head(features).detach()
-    theirs = torch.from_numpy(PCA(8).fit_transform(features.double().numpy())).float()
-    torch.testing.assert_close(ours.abs(), theirs.abs(), rtol=1e-3, atol=1e-2)
-    with pytest.raises(StudyError, match="PCA start"):
-        network.start_head_from_pca(features[:5])
+    features = np.random.default_rng(0).normal(size=(100, 64)) * np.geomspace(5, 0.1, 64) + 3
+    net = convnet()
+    if branches:
+        net.add_branch_heads()
+    net.start_head_from_pca(torch.from_numpy(features).float())
+    here = net.head(torch.from_numpy(features).float()).detach().numpy()
+    there = PCA(6, svd_solver="full").fit_transform(features)
+    np.testing.assert_allclose(here * np.sign((here * there).sum(0)), there, atol=1e-3)
+    weight = net.head.weight
+    assert (weight.gather(1, weight.abs().argmax(1, keepdim=True)) > 0).all()
 
 
-@pytest.mark.skipif(not WEIGHTS.exists(), reason="needs the development weights (DMLSTUDY_DATA)")
-def test_development_weights_load() -> None:
-    network = build_network(
-        "mobilenet_v2", channels=3, embedding_size=8, weights=str(WEIGHTS), tf_padding=True
-    )
-    assert network.eval()(torch.rand(1, 3, 63, 63)).isfinite().all()
+def test_pca_start_needs_enough_images():
+    with pytest.raises(StudyError, match="at least embedding_size = 6 .* 5 images x 64"):
+        convnet().start_head_from_pca(torch.rand(5, 64))
+
+
+@pytest.mark.parametrize("freeze_bn", [True, False])
+def test_frozen_parts_never_train(freeze_bn):
+    net = convnet(trained="from block 1", freeze_bn=freeze_bn)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for mode in (True, False, True):
+        net.train(mode)
+        assert not any(m.training for m in net.lower.modules())
+        norms = [m for m in net.upper.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert len(norms) == 2
+        assert {m.training for m in norms} == {mode and not freeze_bn}
+    net(grey()).sum().backward()
+    assert all(p.grad is None for p in net.lower.parameters())
+    assert all(p.grad is not None for p in net.upper.parameters())
+    changed = {n for n, value in net.state_dict().items() if not torch.equal(value, before[n])}
+    assert all(n.startswith("upper") and not freeze_bn for n in changed)
+    assert bool(changed) != freeze_bn

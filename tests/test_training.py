@@ -1,180 +1,238 @@
-"""The loop and the methods in it: determinism, resuming, what it refuses, divide and conquer's controls."""
+"""The loop: the same bits from the same seed, resumed or not, and no silent mistakes."""
 
-from __future__ import annotations
-
-import copy
 import io
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from dmlstudy.data import Augment, ImageSet, Pixels
 from dmlstudy.errors import StudyError
 from dmlstudy.losses import margin
-from dmlstudy.methods import METHODS, Batch, Method, Task, deviations
-from dmlstudy.methods.divide_and_conquer import WHOLE, DivideAndConquer, match_clusters
+from dmlstudy.methods import METHODS, Batch, Method, Task, deviations, find_method, hyperparameters
+from dmlstudy.methods.divide_and_conquer import WHOLE, DivideAndConquer
 from dmlstudy.miners import closest_negatives
 from dmlstudy.networks import build_network
-from dmlstudy.training import EmbedAll, Progress, Recipe, train
+from dmlstudy.training import EmbedAll, Recipe, make_optimiser, train
 
-EPOCHS = 5
-RECIPE = Recipe(
-    p=3, k=4, epochs=EPOCHS, lr=1e-2, trunk_lr=1e-2, weight_decay=1e-4, schedule="cosine"
-)
-each_method = pytest.mark.parametrize("name", METHODS)
-
-
-class PlainMargin(Method):
-    """The margin loss with divide and conquer's miner, and nothing else."""
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        f = self.embed(batch.images)
-        return {"margin": margin(f, batch.labels, pairs=closest_negatives(f, batch.labels))}
+CLASSES, PER_CLASS, EPOCHS = 6, 8, 4
+RECIPE = Recipe(4, 4, EPOCHS, 1e-3, 1e-3, 1e-4, "adamw", "cosine")
+# Every method, each of its controls, and the ranked list loss with branches.
+CASES = [(name, h) for name, m in METHODS.items() for h in ({}, *m.controls.values())]
+CASES.append(("ranked_list", {"variant": "LMH"}))
+every_case = pytest.mark.parametrize("name, hyper", CASES, ids=lambda x: str(x))
 
 
-def make(kind: type[Method], images: ImageSet, **hyper: object) -> Method:
-    torch.manual_seed(1)
-    network = build_network("convnet", channels=1, embedding_size=8, freeze_bn=False)
-    return kind(network, Task(len(images.classes), len(images), EPOCHS), **hyper)
+@pytest.fixture(scope="module")
+def inputs() -> Pixels:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(CLASSES), PER_CLASS)
+    noise = rng.integers(0, 120, (len(labels), 8, 8, 1))
+    store = (noise + 20 * labels[:, None, None, None]).astype(np.uint8)
+    images = ImageSet(store, np.arange(len(labels)), labels, tuple("abcdef"), "random")
+    return Pixels(images, 8, Augment(flip=True, rotate=10.0, crop_area=0.8, shift=0.1))
 
 
-def run(method: Method, images: ImageSet, recipe: Recipe = RECIPE, **options: object) -> Progress:
-    inputs = Pixels(images, 8, Augment(flip=True, shift=0.1))
-    return train(method, inputs, images.labels, recipe, 0, **options)  # type: ignore[arg-type]
+def build(kind, hyper=None, seed=0) -> Method:
+    torch.manual_seed(seed)
+    network = build_network("convnet", channels=1, embedding_size=8)
+    return kind(network, Task(CLASSES, CLASSES * PER_CLASS, EPOCHS), **(hyper or {}))
 
 
-def same_bits(a: Method, b: Method) -> bool:
-    left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+def go(method, inputs, seed=0, recipe=RECIPE, **options):
+    return train(method, inputs, inputs.images.labels, recipe, seed, **options)
 
 
-@each_method
-def test_resumed_is_bit_identical(name: str, tiny_images: ImageSet) -> None:
-    whole = make(METHODS[name], tiny_images)
-    saved: list[bytes] = []
-
-    def keep(progress: Progress) -> None:
-        buffer = io.BytesIO()
-        torch.save(progress, buffer)
-        saved.append(buffer.getvalue())
-
-    done = run(whole, tiny_images, after_epoch=keep)
-    assert EmbedAll(whole, Pixels(tiny_images, 8, Augment()))().isfinite().all()
-    resumed = make(METHODS[name], tiny_images)
-    again = run(resumed, tiny_images, resume=torch.load(io.BytesIO(saved[2]), weights_only=False))
-    assert same_bits(whole, resumed)
-    assert again.history == done.history
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "untrained"])
-def test_training_lowers_the_loss(name: str, tiny_images: ImageSet) -> None:
-    history = run(make(METHODS[name], tiny_images), tiny_images).history
-    totals = [sum(value for term, value in row.items() if term != "epoch") for row in history]
-    assert (
-        totals[-1] < totals[0] or name == "divide_and_conquer"
-    )  # whose last epochs train another thing
+def assert_same(a, b):
+    """Equal to the last bit: nested dictionaries and lists of tensors and numbers."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
 
 
-def test_one_cluster_is_the_plain_loss_bit_for_bit(tiny_images: ImageSet) -> None:
-    plain = make(PlainMargin, tiny_images)
-    divided = make(DivideAndConquer, tiny_images, clusters=1)
-    assert run(plain, tiny_images).history == run(divided, tiny_images).history
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(tensor, divided.state_dict()[name])
+@every_case
+def test_resumed_is_bit_identical_and_finite(name, hyper, inputs):
+    saved = {}
+
+    def keep(progress):
+        torch.save(progress, saved.setdefault(progress.epoch, io.BytesIO()))
+
+    whole = build(find_method(name), hyper)
+    done = go(whole, inputs, after_epoch=keep)
+    assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
+    for epoch in (1, 3):
+        saved[epoch].seek(0)
+        again = build(find_method(name), hyper, seed=99)  # what it starts from must not matter
+        progress = go(again, inputs, resume=torch.load(saved[epoch], weights_only=False))
+        for part in ("epoch", "history", "method", "optimiser"):
+            assert_same(getattr(progress, part), getattr(done, part))
+    z = EmbedAll(whole, inputs)()
+    assert z.shape == (len(inputs), whole.network.embedding_size)
+    assert z.isfinite().all()
+    trained = any(set(row) > {"epoch"} for row in done.history)
+    assert trained == (name != "untrained")
 
 
-def test_a_cluster_trains_its_own_slice(tiny_images: ImageSet) -> None:
-    method = make(DivideAndConquer, tiny_images, clusters=4)
-    inputs = Pixels(tiny_images, 8, Augment())
-    index = torch.arange(24)
-    labels = torch.from_numpy(tiny_images.labels[:24])
-    sum(method.loss(Batch(inputs.plain(index), labels, index, tag=2)).values()).backward()
-    gradient = method.network.head.weight.grad.abs().sum(1)
-    assert (gradient[4:6] > 0).all()
-    assert (gradient[:4] == 0).all() and (gradient[6:] == 0).all()
+def test_same_seed_same_bits_and_another_seed_others(inputs):
+    first, second, other = (
+        go(build(METHODS["multi_similarity"]), inputs, seed, RECIPE) for seed in (0, 0, 1)
+    )
+    assert_same(first.method, second.method)
+    assert_same(first.history, second.history)
+    assert first.history != other.history
 
 
-def test_divide_and_conquer_ends_with_the_whole_embedding(tiny_images: ImageSet) -> None:
-    method = make(DivideAndConquer, tiny_images, clusters=2)
-    embed_all = EmbedAll(method, Pixels(tiny_images, 8, Augment()))
-    tags = [
-        {
-            tag
-            for _, tag in method.plan(
-                e, tiny_images.labels, 3, 4, np.random.default_rng(e), embed_all
-            )
-        }
-        for e in range(EPOCHS)
-    ]
-    assert tags[-1] == {WHOLE} and all(WHOLE not in some for some in tags[:-1])
+def test_embed_all_is_in_order_and_as_at_test_time(inputs):
+    method = build(METHODS["multi_similarity"])
+    method.train()
+    a, b = EmbedAll(method, inputs)(), EmbedAll(method, inputs, step=7)()
+    torch.testing.assert_close(a, b)
+    assert not method.training
+    assert EmbedAll(method, inputs)(method.network.features).shape == (len(inputs), 64)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_matching_recovers_any_permutation(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    old, permutation = rng.integers(6, size=200), rng.permutation(6)
-    assert (match_clusters(old, permutation[old], 6)[permutation[old]] == old).all()
+class NaNLater(Method):
+    """Its second term breaks in the second step."""
+
+    steps = 0
+
+    def loss(self, batch):
+        self.steps += 1
+        good = self.embed(batch.images).square().sum()
+        return {"good": good, "bad": good * (float("nan") if self.steps == 5 else 0.0)}
 
 
-def test_slices_must_divide_the_embedding(tiny_images: ImageSet) -> None:
-    with pytest.raises(StudyError, match="not a multiple of clusters = 3"):
-        make(DivideAndConquer, tiny_images, clusters=3)
+def test_nan_stops_naming_epoch_step_and_term(inputs):
+    method = build(NaNLater)
+    steps = sum(
+        1 for _ in method.plan(0, inputs.images.labels, 4, 4, np.random.default_rng([0, 0]), None)
+    )
+    epoch, step = divmod(4, steps)
+    with pytest.raises(StudyError, match=rf"epoch {epoch + 1}, step {step + 1} \(.*bad = nan\)"):
+        go(method, inputs)
+    assert all(p.isfinite().all() for p in method.parameters())
 
 
-def test_deviations_are_read_off_the_methods(tiny_images: ImageSet) -> None:
-    found = {name: deviations(make(kind, tiny_images)) for name, kind in METHODS.items()}
-    assert found == {
-        "untrained": ["batch composition"],
-        "triplet_batch_hard": ["ranking distance", "embeddings not normalised"],
-        "soft_triple": ["own parameters (learning rate 0.01)"],
-        "ranked_list": [],
-        "multi_similarity": [],
-        "divide_and_conquer": ["batch composition"],
-    }
+class Twice(Method):
+    def param_groups(self, lr, trunk_lr, weight_decay):
+        own = {"params": list(self.network.head.parameters()), "lr": lr}
+        return [*super().param_groups(lr, trunk_lr, weight_decay), own]
 
 
-class Broken(PlainMargin):
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        return {"fine": self.embed(batch.images).sum(), "bad": torch.tensor(torch.nan)}
-
-
-class Twice(PlainMargin):
-    def parameters_of_head(self) -> Iterator[Tensor]:
-        return self.network.head.parameters()
-
-    def param_groups(self, lr: float, trunk_lr: float, weight_decay: float) -> list[dict]:
-        return [
-            *super().param_groups(lr, trunk_lr, weight_decay),
-            {"params": [*self.parameters_of_head()]},
-        ]
-
-
-class Forgotten(PlainMargin):
-    def param_groups(self, lr: float, trunk_lr: float, weight_decay: float) -> list[dict]:
+class Never(Method):
+    def param_groups(self, lr, trunk_lr, weight_decay):
         return super().param_groups(lr, trunk_lr, weight_decay)[:1]
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (Broken, r"epoch 1, step 1 \(fine = .*, bad = nan\)"),
-        (Twice, "'network.head.weight' to the optimiser 2 times"),
-        (Forgotten, "'network.head.weight' to the optimiser 0 times"),
-    ],
-)
-def test_the_loop_refuses(kind: type[Method], message: str, tiny_images: ImageSet) -> None:
-    with pytest.raises((StudyError, ValueError), match=message):
-        run(make(kind, tiny_images), tiny_images)
+@pytest.mark.parametrize("kind, times", [(Twice, 2), (Never, 0)])
+def test_each_tensor_is_optimised_once(kind, times):
+    with pytest.raises(StudyError, match=rf"{kind.__name__}.*network.head.* {times} times"):
+        make_optimiser(build(kind), RECIPE)
 
 
-def test_soft_triple_counts_merged_centres(tiny_images: ImageSet) -> None:
-    method = make(METHODS["soft_triple"], tiny_images, centres=3)
-    with torch.no_grad():
-        method.centres.copy_(F.normalize(torch.eye(8)[:3].expand(6, 3, 8), dim=2))
-        method.centres[0, 2] = method.centres[0, 0]
-    assert method.distinct_centres().tolist() == [2, 3, 3, 3, 3, 3]
-    assert copy.deepcopy(method).distinct_centres().tolist() == [2, 3, 3, 3, 3, 3]
+def test_wrong_recipe_names_suggest_the_nearest():
+    for change, hint in [({"optimiser": "adam"}, "adamw"), ({"schedule": "cosin"}, "cosine")]:
+        with pytest.raises(StudyError, match=f"did you mean '{hint}'"):
+            make_optimiser(build(Method), Recipe(**{**vars(RECIPE), **change}))
+
+
+def test_cosine_falls_from_one_towards_zero():
+    factors = [RECIPE.factor(epoch) for epoch in range(EPOCHS)]
+    assert factors[0] == 1
+    assert factors == sorted(factors, reverse=True)
+    assert 0 < factors[-1] < 0.2
+
+
+class PlainMargin(Method):
+    """What divide and conquer must be with one cluster."""
+
+    def loss(self, batch):
+        f = self.embed(batch.images)
+        pairs = closest_negatives(f, batch.labels)
+        return {"margin": margin(f, batch.labels, beta=1.2, alpha=0.2, pairs=pairs)}
+
+
+def test_one_cluster_is_the_plain_margin_loss_bit_for_bit(inputs):
+    one, plain = build(DivideAndConquer, {"clusters": 1}), build(PlainMargin)
+    histories = [go(method, inputs).history for method in (one, plain)]
+    assert_same(*histories)
+    assert_same(one.network.state_dict(), plain.network.state_dict())
+
+
+def test_a_cluster_moves_its_own_slice_only(inputs):
+    method = build(DivideAndConquer)
+    labels = torch.from_numpy(inputs.images.labels)
+    for tag in range(4):
+        method.zero_grad()
+        index = torch.arange(len(inputs))
+        method.loss(Batch(inputs.plain(index), labels, index, tag))["margin"].backward()
+        rows = torch.arange(8) // 2 == tag
+        for gradient in (method.network.head.weight.grad, method.network.head.bias.grad):
+            assert not gradient[~rows].any()
+            assert gradient[rows].any()
+
+
+def test_clusters_partition_then_the_whole_trains(inputs):
+    method, labels = build(DivideAndConquer), inputs.images.labels
+    rng, embed_all = np.random.default_rng(0), EmbedAll(method, inputs)
+    for indices, tag in list(method.plan(0, labels, 4, 4, rng, embed_all)):
+        assert (method.cluster_of[indices] == tag).all()
+    assert set(method.cluster_of.tolist()) <= {0, 1, 2, 3}
+    before = method.cluster_of.clone()
+    list(method.plan(1, labels, 4, 4, rng, embed_all))
+    assert torch.equal(method.cluster_of, before)  # renewed every second epoch
+    last = list(method.plan(3, labels, 4, 4, rng, embed_all))
+    assert {tag for _, tag in last} == {WHOLE}
+
+
+def test_slices_must_be_equal():
+    with pytest.raises(StudyError, match="8 is not a multiple of clusters = 3"):
+        build(DivideAndConquer, {"clusters": 3})
+
+
+DEVIATIONS = {
+    "untrained": ["batch composition"],
+    "triplet_batch_hard": ["ranking distance", "embeddings not normalised"],
+    "soft_triple": ["own parameters (learning rate 0.01)"],
+    "ranked_list": [],
+    "multi_similarity": [],
+    "divide_and_conquer": ["batch composition"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_deviations_are_read_off_the_class(name):
+    assert deviations(build(METHODS[name])) == DEVIATIONS[name]
+
+
+def test_branches_and_learning_rates_are_deviations():
+    branched = build(METHODS["ranked_list"], {"variant": "LMH"})
+    assert deviations(branched) == ["3 branches, each with its own head"]
+    fast = build(METHODS["soft_triple"], {"centre_lr": 0.5})
+    assert deviations(fast) == ["own parameters (learning rate 0.5)"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_embeddings_are_unit_unless_declared(name, inputs):
+    method = build(METHODS[name])
+    z = EmbedAll(method, inputs)()
+    assert torch.allclose(z, F.normalize(z), atol=1e-6) == method.unit
+
+
+def test_controls_are_hyperparameters_that_exist():
+    for method in METHODS.values():
+        for overrides in method.controls.values():
+            assert set(overrides) <= set(hyperparameters(method))
+    with pytest.raises(StudyError, match="did you mean 'multi_similarity'"):
+        find_method("multi_simlarity")

@@ -226,7 +226,7 @@ def _argument_comments(doc: str) -> dict[str, str]:
     for line in doc.partition("Args:\n")[2].splitlines():
         name, colon, text = line.strip().partition(": ")
         if colon and name.isidentifier():
-            found[name] = text.rstrip(".")
+            found[name] = text.rstrip(".").replace(chr(34), "")  # papermill trips over quotes
     return found
 
 

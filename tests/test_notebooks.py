@@ -1,0 +1,125 @@
+"""Source notebooks are clean, equal where they should be, and run to the same bytes twice."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+
+from dmlstudy.errors import StudyError
+from dmlstudy.methods import METHODS
+from dmlstudy.study.notebooks import NOTEBOOKS, clean, execute, source_notebook
+from dmlstudy.study.params import parameters_cell, settings
+
+SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
+# Cells in which notebooks may differ: the text on the method, its source, its figures, its name.
+OWN = re.compile(r"title|idea|parameters|verdict|source(-\d+)?|(figure|after).*")
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def cells(method):
+    return {cell.id: cell for cell in read(source_notebook(method)).cells}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_sources_are_clean(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    # A random id would be another one after every save in another editor.
+    assert not [name for name in ids if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]{27})?", name)]
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= {"tags"}
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+    tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    assert tags == ["parameters"]
+
+
+def test_every_method_has_a_notebook_and_every_notebook_a_method():
+    methods = {source_notebook(name) for name in METHODS}
+    assert set(SOURCES) == methods | {NOTEBOOKS / "00_data.ipynb", NOTEBOOKS / "summary.ipynb"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_cell_is_the_generated_one(method):
+    written, generated = cells(method)["parameters"].source, parameters_cell(method)
+    assert ast.dump(ast.parse(written)) == ast.dump(ast.parse(generated))
+    comments = [[line.partition("  # ")[2] for line in t.splitlines()] for t in (written, generated)]
+    assert comments[0] == comments[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_papermill_lists_every_parameter_with_help(method):
+    import papermill
+
+    listed = papermill.inspect_notebook(str(source_notebook(method)))
+    assert list(listed) == list(settings(method, {}).flat)
+    assert all(parameter["help"] for parameter in listed.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_the_methods_own_is_equal_everywhere(method):
+    def shared(name):
+        return [(i, c.cell_type, c.source) for i, c in cells(name).items() if not OWN.fullmatch(i)]
+
+    assert shared(method) == shared("untrained")
+    begun = cells(method)["verdict"].source
+    assert begun.replace(f'"{method}"', '"untrained"') == cells("untrained")["verdict"].source
+
+
+def test_clean_strips_what_differs_and_keeps_the_rest(tmp_path):
+    def stream(name, text):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    code = nbformat.v4.new_code_cell("print(1)", id="a", metadata={"papermill": {"duration": 1}})
+    code.outputs = [stream("stdout", "1\n"), stream("stderr", "decoding"), stream("stdout", "2\n")]
+    injected = nbformat.v4.new_code_cell(
+        'epochs = 2\nrecord = "/somewhere/a.json"\n', metadata={"tags": ["injected-parameters"]}
+    )
+    text = nbformat.v4.new_markdown_cell("text", id="b")
+    notebook = nbformat.v4.new_notebook(
+        cells=[code, injected, text], metadata={"papermill": {"duration": 1}}
+    )
+    path = tmp_path / "a.ipynb"
+    nbformat.write(notebook, path)
+    clean(path)
+    once = path.read_bytes()
+    clean(path)
+    assert path.read_bytes() == once
+    cleaned = read(path)
+    nbformat.validate(cleaned)
+    assert not cleaned.metadata
+    assert [cell.id for cell in cleaned.cells] == ["a", "injected-parameters", "b"]
+    assert cleaned.cells[0].outputs == [stream("stdout", "1\n2\n")]
+    assert cleaned.cells[0].metadata == {}
+    assert cleaned.cells[1].source.strip() == "epochs = 2"
+
+
+def test_unknown_parameter_fails_with_the_nearest_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path / "cache"))
+    target = tmp_path / "06.ipynb"
+    with pytest.raises(StudyError, match="'epsilom': did you mean 'epsilon'.*executed part"):
+        execute(source_notebook("multi_similarity"), target, {"epsilom": 0.2})
+    assert "papermill" not in read(target).metadata  # what was reached is kept, and cleaned
+
+
+def test_two_executions_are_byte_identical(tmp_path, monkeypatch):
+    smoke = {"nmi_seeds": 1, "control_seeds": 0, "ks": [1], "gallery": "never"}
+    written = []
+    for name in ("a", "b"):
+        # A cache of its own for each: with the first one's checkpoint the second would say that it resumed.
+        monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path / "cache" / name))
+        target = tmp_path / name / "06.ipynb"
+        record = {"record": str(tmp_path / name / "06.json")}
+        execute(source_notebook("multi_similarity"), target, smoke | record)
+        written.append(target.read_bytes())
+        assert (tmp_path / name / "06.json").is_file()
+    assert written[0] == written[1]
+    assert str(tmp_path).encode() not in written[0]
