@@ -153,9 +153,9 @@ def html(reports: Reports = LOCAL) -> None:
     from dmlstudy.study.notebooks import to_html
 
     folder = PROJECT / reports
-    done = [
-        to_html(path) for path in sorted([*folder.glob("*.ipynb"), *folder.glob("[!l]*/*.ipynb")])
-    ]
+    # reports/local is a study of its own inside the committed one.
+    notebooks = [p for p in folder.rglob("*.ipynb") if "local" not in p.relative_to(folder).parts]
+    done = [to_html(path) for path in sorted(notebooks)]
     print(f"{len(done)} HTML files, start with {os.path.relpath(folder / 'summary.html', PROJECT)}")
 
 

@@ -156,8 +156,9 @@ def test_real_weights_load():
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_branches_leave_with_the_channels_they_declare(trunk):
-    net = build_network(trunk, channels=3, embedding_size=4).eval()
+    net = build_network(trunk, channels=3, embedding_size=4)
     net.add_branch_heads()
+    net.eval()
     assert (net.embedding_size, len(net.branch_heads)) == (12, 2)
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():

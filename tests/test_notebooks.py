@@ -51,7 +51,9 @@ def test_every_method_has_a_notebook_and_every_notebook_a_method():
 def test_parameters_cell_is_the_generated_one(method):
     written, generated = cells(method)["parameters"].source, parameters_cell(method)
     assert ast.dump(ast.parse(written)) == ast.dump(ast.parse(generated))
-    comments = [[line.partition("  # ")[2] for line in t.splitlines()] for t in (written, generated)]
+    comments = [
+        [line.partition("  # ")[2] for line in t.splitlines()] for t in (written, generated)
+    ]
     assert comments[0] == comments[1]
 
 

@@ -50,6 +50,10 @@ def test_mistakes_are_named(given, message):
         settings("multi_similarity", given)
 
 
+def test_papermill_hands_lists_over_as_text() -> None:
+    assert settings("untrained", {"seeds": "[0,1]"}).protocol.seeds == [0, 1]
+
+
 def test_whole_numbers_pass_as_floats_and_none_where_allowed():
     chosen = settings("multi_similarity", {"lr": 1, "epsilon": None, "control_seeds": 0})
     assert chosen.protocol.lr == 1.0

@@ -18,7 +18,7 @@ from dmlstudy.evaluation.retrieval import (
 )
 from dmlstudy.evaluation.spectrum import alignment, density, spectral_decay, uniformity
 from dmlstudy.evaluation.uncertainty import class_bootstrap, t_interval
-from dmlstudy.evaluation.verification import auroc, pair_histograms
+from dmlstudy.evaluation.verification import auroc, ordered_pairs, pair_histograms
 
 __all__ = [
     "Evaluation",
@@ -28,6 +28,7 @@ __all__ = [
     "inner_product",
     "neighbours",
     "nmi",
+    "ordered_pairs",
     "pair_histograms",
     "retrieve",
     "t_interval",
@@ -62,7 +63,8 @@ def evaluate(
     """All metrics of the study for one test set.
 
     Retrieval and verification use `similarity`; clustering and the shape of the space use the query
-    embeddings as they are.
+    embeddings as they are. A metric that the test set leaves undefined is NaN: AUROC and density with a
+    single class, density and alignment if no class has two queries.
 
     Args:
         query: [Q, D].
@@ -71,15 +73,13 @@ def evaluate(
         gallery_labels: int [G].
     """
     found = retrieve(query, query_labels, gallery, gallery_labels, similarity=similarity, ks=ks)
-    _, positives, negatives = pair_histograms(
-        query, query_labels, gallery, gallery_labels, similarity=similarity
-    )
+    pairs = ordered_pairs(query, query_labels, gallery, gallery_labels, similarity=similarity)
     metrics = {f"R@{k}": _percent(hits) for k, hits in found.hits.items()}
     metrics |= {
         "R-precision": _percent(found.r_precision),
         "MAP@R": _percent(found.map_at_r),
         "NMI": nmi(query, query_labels, seeds=nmi_seeds),
-        "AUROC": auroc(positives, negatives),
+        "AUROC": auroc(*pairs),
         "spectrum": spectral_decay(query),
         "density": density(query, query_labels),
         "alignment": alignment(query, query_labels),

@@ -67,17 +67,16 @@ def retrieve(
         ks: the K of R@K.
 
     Raises:
-        StudyError: an embedding is not finite, or no query has a positive.
+        StudyError: an embedding or a similarity is not finite, rows and labels do not match, or no query
+            has a positive.
     """
     alone = gallery is None
+    if alone != (gallery_labels is None):
+        raise StudyError("A gallery and its labels go together: give both or neither.")
     gallery = query if gallery is None else gallery
     gallery_labels = query_labels if gallery_labels is None else gallery_labels
-    for name, rows in (("query", query), ("gallery", gallery)):
-        broken = int((~rows.isfinite()).any(1).sum())
-        if broken:
-            raise StudyError(
-                f"{broken} of {len(rows)} {name} embeddings are not finite: lower the learning rate."
-            )
+    _check("query", query, query_labels)
+    _check("gallery", gallery, gallery_labels)
     parts = []
     for start, s, same in _blocks(query, query_labels, gallery, gallery_labels, similarity, alone):
         positives = same.sum(1)
@@ -117,14 +116,27 @@ def neighbours(
 ) -> tuple[Tensor, Tensor]:
     """The k nearest gallery items of each query: similarities and positions, [Q, k], nearest first.
 
-    Without a gallery the queries search each other, each without itself.
+    Without a gallery the queries search each other, each without itself. Fewer than k where there are fewer.
     """
     unlabelled = torch.zeros(len(query), dtype=torch.long)
     other = query if gallery is None else gallery
     labels = torch.zeros(len(other), dtype=torch.long)
     blocks = _blocks(query, unlabelled, other, labels, similarity, gallery is None)
-    values, positions = zip(*(s.topk(min(k, s.shape[1])) for _, s, _ in blocks), strict=True)
+    k = min(k, len(other) - (gallery is None))
+    values, positions = zip(*(s.topk(k) for _, s, _ in blocks), strict=True)
     return torch.cat(values), torch.cat(positions)
+
+
+def _check(name: str, rows: Tensor, labels: Tensor) -> None:
+    if not len(rows) or len(rows) != len(labels):
+        raise StudyError(
+            f"The {name} has {len(rows)} embeddings and {len(labels)} labels: give one label for each, and some."
+        )
+    broken = int((~rows.isfinite()).any(1).sum())
+    if broken:
+        raise StudyError(
+            f"{broken} of {len(rows)} {name} embeddings are not finite: lower the learning rate."
+        )
 
 
 def _blocks(
@@ -139,6 +151,12 @@ def _blocks(
     step = max(1, BLOCK // len(gallery))
     for start in range(0, len(query), step):
         s = similarity(query[start : start + step], gallery).float()
+        # No comparison with NaN is true, so it would pass for a best positive without any rival.
+        if not s.isfinite().all():
+            raise StudyError(
+                "The ranking similarity is not finite for some pairs: check the method's `similarity`, or lower "
+                "the learning rate."
+            )
         same = query_labels[start : start + step, None] == gallery_labels[None, :]
         if alone:
             row = torch.arange(len(s))

@@ -1,17 +1,24 @@
 """Shape of the embedding space: spectrum, density, alignment and uniformity."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FLOOR = 1e-10  # share of a singular value that counts as zero; keeps rho finite
+from dmlstudy.evaluation.retrieval import BLOCK
+
+# Share of a singular value that counts as zero. Below it lies the rounding of float32 embeddings, which a
+# smaller floor would let into rho wherever the rank is not full.
+FLOOR = 1e-7
 
 
 def spectral_decay(embeddings: Tensor) -> float:
     """rho = KL(U || sigma): how far the singular value spectrum is from flat; 0 is flat.
 
     Roth et al., "Revisiting Training Strategies and Generalization Performance in Deep Metric Learning",
-    ICML 2020: singular values of the [N, D] matrix, not centred, normalised to sum 1, U uniform.
+    ICML 2020: singular values of the [N, D] matrix, not centred, normalised to sum 1, U uniform. Shares are
+    clipped at `FLOOR`, so that a collapsed space has a large rho, not an infinite one.
 
     >>> round(spectral_decay(torch.diag(torch.tensor([3., 1.]))), 6)
     0.143841
@@ -20,7 +27,7 @@ def spectral_decay(embeddings: Tensor) -> float:
     # sigma^2 are the eigenvalues of the smaller Gram matrix.
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
     sigma = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    share = (sigma / sigma.sum()).clamp_min(FLOOR)
+    share = (sigma / sigma.sum().clamp_min(1e-30)).clamp_min(FLOOR)
     return float(-(share * len(share)).log().mean())
 
 
@@ -28,27 +35,26 @@ def density(embeddings: Tensor, labels: Tensor) -> float:
     """pi_intra / pi_inter: mean distance within classes over mean distance between class centres.
 
     Roth et al., ICML 2020. Larger means that classes keep more of their inner variety. Embeddings are
-    normalised first; classes of one image have no inner distance and are left out of pi_intra.
+    normalised first; classes of one image have no inner distance and are left out of pi_intra. NaN if no
+    class has two images, or if there is only one class.
     """
     f = F.normalize(embeddings.float())
     classes, position = labels.unique(return_inverse=True)
     counts = torch.bincount(position)
     order = position.argsort(stable=True)
     members = f[order].split(counts.tolist())
-    inner = torch.stack([_mean_distance(rows) for rows in members if len(rows) > 1])
+    inner = torch.stack([torch.pdist(rows).mean() for rows in members])
     centres = torch.zeros(len(classes), f.shape[1]).index_add_(0, position, f) / counts[:, None]
-    return float(inner.mean() / _mean_distance(F.normalize(centres)).clamp_min(1e-12))
-
-
-def _mean_distance(x: Tensor) -> Tensor:
-    """Mean Euclidean distance of all pairs of different rows."""
-    return torch.pdist(x).mean() if len(x) > 1 else torch.tensor(0.0)
+    # The mean over no pairs is NaN: what classes of one image, or a single class, have.
+    between = torch.pdist(F.normalize(centres)).mean()
+    return float(inner.nanmean() / between.clamp_min(1e-12))
 
 
 def alignment(embeddings: Tensor, labels: Tensor) -> float:
     """E ||f_i - f_j||^2 over positive pairs of unit rows; smaller is tighter (Wang & Isola, ICML 2020).
 
-    In closed form from class sums: the mean cosine within a class is (|sum f|^2 - n) / (n (n - 1)).
+    In closed form from class sums: the mean cosine within a class is (|sum f|^2 - n) / (n (n - 1)). NaN if no
+    class has two images.
     """
     f = F.normalize(embeddings.double())
     _, position = labels.unique(return_inverse=True)
@@ -59,12 +65,16 @@ def alignment(embeddings: Tensor, labels: Tensor) -> float:
     return float(2 - 2 * cosines / pairs)
 
 
-def uniformity(embeddings: Tensor, *, step: int = 2048) -> float:
-    """log E exp(-2 ||f_i - f_j||^2) over pairs of unit rows; smaller is more even (Wang & Isola, ICML 2020)."""
+def uniformity(embeddings: Tensor) -> float:
+    """log E exp(-2 ||f_i - f_j||^2) over pairs of unit rows; smaller is more even (Wang & Isola, ICML 2020).
+
+    NaN for a single row.
+    """
     f = F.normalize(embeddings.float())
+    step = max(1, BLOCK // len(f))
     total = sum(
         float((4 * (f[i : i + step] @ f.T) - 4).exp().sum(dtype=torch.float64))
         for i in range(0, len(f), step)
     )
     n = len(f)
-    return float(torch.tensor((total - n) / (n * (n - 1))).log())
+    return math.log((total - n) / (n * (n - 1))) if n > 1 else math.nan

@@ -1,12 +1,13 @@
 """Verification: are two images of the same class? Pair similarities, their histograms, and AUROC."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from dmlstudy.evaluation.retrieval import BLOCK, Similarity
+
 BINS = 2**16
-BLOCK = 2**24
 
 
 def pair_histograms(
@@ -15,10 +16,10 @@ def pair_histograms(
     gallery: Tensor | None = None,
     gallery_labels: Tensor | None = None,
     *,
-    similarity: Callable[[Tensor, Tensor], Tensor],
+    similarity: Similarity,
     bins: int = BINS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarities of same-class and of different-class pairs, counted.
+    """Similarities of same-class and of different-class pairs, counted in bins of equal width.
 
     Args:
         query: [Q, D]; pairs are query x gallery, or query x query without self pairs.
@@ -26,38 +27,54 @@ def pair_histograms(
     Returns:
         edges [bins + 1], positives [bins], negatives [bins].
     """
-    alone = gallery is None
-    gallery = query if gallery is None else gallery
-    gallery_labels = query_labels if gallery_labels is None else gallery_labels
-    step = max(1, BLOCK // len(gallery))
-    starts = range(0, len(query), step)
-    blocks = [similarity(query[i : i + step], gallery).float() for i in starts[:1]]
-    # The range must be known before counting: one more pass of products when there is more than one block.
+    # The range must be known before counting: one more pass of products.
     low, high = torch.inf, -torch.inf
-    for i in starts:
-        s = blocks[0] if i == 0 else similarity(query[i : i + step], gallery).float()
+    for _, s in _blocks(query, gallery, similarity):
         low, high = min(low, float(s.min())), max(high, float(s.max()))
     high = max(high, low + 1e-6)
-    counts = torch.zeros(2, bins, dtype=torch.long)
-    for i in starts:
-        s = blocks[0] if i == 0 else similarity(query[i : i + step], gallery).float()
-        same = query_labels[i : i + step, None] == gallery_labels[None, :]
-        place = ((s - low) * (bins / (high - low))).long().clamp_(0, bins - 1)
-        place = place + bins * same
-        if alone:
-            row = torch.arange(len(s))
-            counts.view(-1).scatter_add_(
-                0, place[row, i + row], torch.full((len(s),), -1, dtype=torch.long)
-            )
-        counts.view(-1).add_(torch.bincount(place.flatten(), minlength=2 * bins))
-    return torch.linspace(low, high, bins + 1), counts[1], counts[0]
+
+    def place(s: Tensor) -> Tensor:
+        return ((s - low) * (bins / (high - low))).long().clamp_(0, bins - 1)
+
+    pairs = (query, query_labels, gallery, gallery_labels, similarity)
+    return torch.linspace(low, high, bins + 1), *_count(*pairs, place, bins)
+
+
+def ordered_pairs(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    *,
+    similarity: Similarity,
+) -> tuple[Tensor, Tensor]:
+    """Same-class and different-class pairs counted in `BINS` bins of rising similarity, for `auroc`.
+
+    AUROC sees only the order, so similarities are first drawn into (-1, 1), half of them into the inner half,
+    by d / (|d| + m): d from their median, m its median size. With bins of equal width a few far outliers of
+    an unbounded distance would leave all other pairs in one bin.
+
+    Returns:
+        positives [BINS], negatives [BINS].
+    """
+    _, first = next(_blocks(query, gallery, similarity))
+    centre = first.median()
+    deviation = (first - centre).abs_()
+    middle = (deviation.median() or deviation.mean()).clamp_min(1e-30)
+
+    def place(s: Tensor) -> Tensor:
+        d = s - centre
+        return (d.div_(d.abs().add_(middle)).add_(1).mul_(BINS / 2)).long().clamp_(0, BINS - 1)
+
+    return _count(query, query_labels, gallery, gallery_labels, similarity, place, BINS)
 
 
 def auroc(positives: Tensor, negatives: Tensor) -> float:
     """Percent: chance that a positive pair is more similar than a negative pair; ties count half.
 
-    From histograms, so pairs in the same of `BINS` bins count as tied; that moves the value by less than
-    half the sum over bins of (share of positives) x (share of negatives), far below 0.01 points.
+    From counts by bins of rising similarity; pairs in one bin count as tied. That moves the value by at most
+    50 points x the sum over bins of (share of positives) x (share of negatives): with `ordered_pairs` of any
+    spread-out similarity well below 0.01 points. NaN if there are no positives or no negatives.
 
     >>> auroc(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]))
     87.5
@@ -67,3 +84,36 @@ def auroc(positives: Tensor, negatives: Tensor) -> float:
         return float("nan")
     below = n.cumsum(0) - n
     return float(100 * (p * (below + n / 2)).sum() / (p.sum() * n.sum()))
+
+
+def _blocks(
+    query: Tensor, gallery: Tensor | None, similarity: Similarity
+) -> Iterator[tuple[int, Tensor]]:
+    """(first row, similarities [b, G]) for blocks of queries."""
+    gallery = query if gallery is None else gallery
+    step = max(1, BLOCK // len(gallery))
+    for start in range(0, len(query), step):
+        yield start, similarity(query[start : start + step], gallery).float()
+
+
+def _count(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
+    similarity: Similarity,
+    place: Callable[[Tensor], Tensor],
+    bins: int,
+) -> tuple[Tensor, Tensor]:
+    """Same-class and different-class pairs in each bin, where `place` maps similarities to bins."""
+    gallery_labels = query_labels if gallery_labels is None else gallery_labels
+    counts = torch.zeros(2 * bins, dtype=torch.long)
+    for start, s in _blocks(query, gallery, similarity):
+        same = query_labels[start : start + len(s), None] == gallery_labels[None, :]
+        where = place(s) + bins * same
+        if gallery is None:
+            row = torch.arange(len(s))
+            counts -= torch.bincount(where[row, start + row], minlength=2 * bins)
+        counts += torch.bincount(where.flatten(), minlength=2 * bins)
+    negatives, positives = counts.view(2, bins)
+    return positives, negatives

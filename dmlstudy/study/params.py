@@ -233,6 +233,8 @@ def _argument_comments(doc: str) -> dict[str, str]:
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """`value` if it is of this kind; whole numbers pass as floats."""
     choices = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if typing.get_origin(choices[0]) is list and isinstance(value, str):
+        value = _yaml_list(value)  # papermill's -p hands lists over as text
     for choice in choices:
         if choice is type(None) and value is None:
             return None
@@ -253,6 +255,13 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         getattr(c, "__name__", str(c)).replace("NoneType", "None") for c in choices
     )
     raise StudyError(f"Parameter {name} must be {wanted}, not {value!r}{hint}.")
+
+
+def _yaml_list(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _at_least(name: str, value: float, least: float) -> None:

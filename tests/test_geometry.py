@@ -1,0 +1,79 @@
+"""Distances against torch.cdist, at and near zero; masks against loops."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmlstudy.geometry import (
+    pair_masks,
+    pairwise_distance,
+    pairwise_similarity,
+    safe_sqrt,
+    squared_distance,
+)
+
+
+def points(n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(n, 5, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def exact_distance(x: Tensor, y: Tensor) -> Tensor:
+    return (x.double()[:, None] - y.double()[None]).square().sum(2).sqrt()
+
+
+def test_between_two_sets() -> None:
+    x, y = points(7), points(4, seed=1)
+    torch.testing.assert_close(pairwise_distance(x, y), exact_distance(x, y))
+    torch.testing.assert_close(squared_distance(x, y), exact_distance(x, y).square())
+    torch.testing.assert_close(pairwise_similarity(x, y), torch.einsum("nd,md->nm", x, y))
+
+
+def test_within_one_set() -> None:
+    x = points(7)
+    torch.testing.assert_close(pairwise_distance(x), exact_distance(x, x))
+    torch.testing.assert_close(pairwise_similarity(x), pairwise_similarity(x, x))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_float32_error_is_a_few_roundings_of_the_squared_norms(scale: float) -> None:
+    """Also for points so near that their distance drowns in it; never negative, exactly 0 on the diagonal."""
+    x = scale * points(64, dtype=torch.float32)
+    x[32:] = x[:32] + 1e-5 * scale
+    ours = squared_distance(x)
+    norms = x.double().square().sum(1)
+    allowed = 8 * torch.finfo(torch.float32).eps * (norms[:, None] + norms)
+    assert ((ours.double() - exact_distance(x, x).square()).abs() <= allowed).all()
+    assert (ours >= 0).all() and not ours.diagonal().any()
+
+
+def test_gradients() -> None:
+    x, y = points(6).requires_grad_(), points(4, seed=1).requires_grad_()
+    for function in (squared_distance, pairwise_distance, pairwise_similarity):
+        assert torch.autograd.gradcheck(lambda a, f=function: f(a), x)
+        assert torch.autograd.gradcheck(function, (x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_coinciding_points_have_a_finite_gradient(dtype: torch.dtype) -> None:
+    x = points(1, dtype=dtype).repeat(5, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(pairwise_distance(x).sum(), x)
+    assert gradient.isfinite().all()
+    x = torch.ones(5, 4, dtype=dtype, requires_grad=True)  # exact arithmetic: exactly zero
+    (gradient,) = torch.autograd.grad(pairwise_distance(x).sum(), x)
+    assert not gradient.any()
+
+
+def test_safe_sqrt() -> None:
+    x = torch.tensor([0.0, 1e-12, 9.0], dtype=torch.float64, requires_grad=True)
+    root = safe_sqrt(x)
+    torch.testing.assert_close(root, torch.tensor([0, 1e-6, 3], dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(root.sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([0, 5e5, 1 / 6], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("labels", [[7, 0, 7, 3, 0, 7], [1, 1], [4], [0, 5, 9]])
+def test_pair_masks_equal_the_loop(labels: list[int]) -> None:
+    positive, negative = pair_masks(torch.tensor(labels))
+    rows = range(len(labels))
+    assert positive.tolist() == [[i != j and labels[i] == labels[j] for j in rows] for i in rows]
+    assert negative.tolist() == [[labels[i] != labels[j] for j in rows] for i in rows]

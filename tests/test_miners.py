@@ -1,0 +1,156 @@
+"""Miners against loops and pytorch-metric-learning; ties, cutoffs and degenerate batches."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmlstudy.miners import closest_negatives, relative_similarity
+
+Miner = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+X = torch.tensor([[1, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]], dtype=torch.float64)
+EASY, HARD = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+MINERS = {"relative similarity": relative_similarity, "closest negatives": closest_negatives}
+each_miner = pytest.mark.parametrize("mine", MINERS.values(), ids=MINERS.keys())
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    """Unit rows [19, 4], ragged shuffled classes with gaps between labels, one of them a singleton."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.tensor([0] * 7 + [2] * 5 + [30] * 4 + [5] * 2 + [8])
+    x = F.normalize(torch.randn(len(y), 4, generator=g, dtype=torch.float64))
+    return x, y[torch.randperm(len(y), generator=g)]
+
+
+def kinds(y: Tensor, i: int) -> tuple[list[int], list[int]]:
+    same = [j for j in range(len(y)) if j != i and y[j] == y[i]]
+    return same, [k for k in range(len(y)) if y[k] != y[i]]
+
+
+def as_masks(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+    positive, negative = torch.zeros(2, len(pairs), len(pairs), dtype=torch.bool)
+    for i, (p, n) in enumerate(pairs):
+        positive[i, p], negative[i, n] = True, True
+    return positive, negative
+
+
+def naive_relative_similarity(x: Tensor, y: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    pairs = []
+    for i in range(len(y)):
+        p, n = kinds(y, i)
+        low = min((float(x[i] @ x[j]) for j in p), default=float("inf"))
+        high = max((float(x[i] @ x[k]) for k in n), default=-float("inf"))
+        kept_p = [j for j in p if float(x[i] @ x[j]) - epsilon < high]
+        pairs.append((kept_p, [k for k in n if float(x[i] @ x[k]) + epsilon > low]))
+    return as_masks(pairs)
+
+
+def naive_closest_negatives(x: Tensor, y: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
+    pairs = []
+    for i in range(len(y)):
+        p, n = kinds(y, i)
+        d = {k: float((x[i] - x[k]).norm()) for k in n}
+        pairs.append((p, sorted((k for k in n if d[k] >= cutoff), key=d.__getitem__)[: len(p)]))
+    return as_masks(pairs)
+
+
+def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("epsilon", [-0.3, 0.0, 0.1])
+def test_relative_similarity_equals_the_loop(epsilon: float, seed: int) -> None:
+    x, y = batch(seed)
+    ours = relative_similarity(x, y, epsilon=epsilon)
+    assert same(ours, naive_relative_similarity(x, y, epsilon))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("epsilon", [-0.3, 0.0, 0.1])
+def test_relative_similarity_equals_pytorch_metric_learning(epsilon: float, seed: int) -> None:
+    pytest.importorskip("pytorch_metric_learning", reason="the oracle is a development dependency")
+    from pytorch_metric_learning.distances import DotProductSimilarity
+    from pytorch_metric_learning.miners import MultiSimilarityMiner
+
+    x, y = batch(seed)
+    distance = DotProductSimilarity(normalize_embeddings=False)
+    a, p, b, n = MultiSimilarityMiner(epsilon, distance=distance)(x, y)
+    positive, negative = torch.zeros(2, len(y), len(y), dtype=torch.bool)
+    positive[a, p], negative[b, n] = True, True
+    assert same(relative_similarity(x, y, epsilon=epsilon), (positive, negative))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("cutoff", [0.0, 0.5, 1.3])
+def test_closest_negatives_equals_the_loop(cutoff: float, seed: int) -> None:
+    x, y = batch(seed)
+    ours = closest_negatives(x, y, cutoff=cutoff)
+    assert same(ours, naive_closest_negatives(x, y, cutoff))
+
+
+def test_fixture() -> None:
+    """Relative similarity filters every pair of E; of H it drops the two negatives at s = -0.6."""
+    assert not any(mask.any() for mask in relative_similarity(X, EASY))
+    positive, negative = relative_similarity(X, HARD)
+    assert positive.sum() == 4
+    assert negative.int().tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]]
+    assert closest_negatives(X, HARD)[1].nonzero().tolist() == [[0, 1], [1, 0], [2, 3], [3, 2]]
+    # Past a cutoff of 0.7 the neighbours at 0.632 are too near, and the next ones take their place.
+    beyond = closest_negatives(X, HARD, cutoff=0.7)[1]
+    assert beyond.nonzero().tolist() == [[0, 3], [1, 2], [2, 1], [3, 0]]
+
+
+def test_more_slack_keeps_more_pairs() -> None:
+    x, y = batch(0)
+    for few, many in zip(
+        relative_similarity(x, y, epsilon=-0.2), relative_similarity(x, y), strict=True
+    ):
+        assert not (few & ~many).any() and few.sum() < many.sum()
+
+
+def test_anchors_with_few_candidates_get_fewer_negatives() -> None:
+    positive, negative = closest_negatives(X, torch.tensor([0, 0, 0, 1]), cutoff=1.0)
+    assert positive.sum(1).tolist() == [2, 2, 2, 0]
+    assert negative.nonzero().tolist() == [[0, 3], [1, 3]]
+
+
+def test_ties_go_to_the_first() -> None:
+    x = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1]], dtype=torch.float64)
+    _, negative = closest_negatives(x, torch.tensor([0, 0, 1, 1, 1]))
+    assert negative[:2].nonzero().tolist() == [[0, 2], [1, 2]]
+
+
+@each_miner
+def test_masks_are_pairs_and_pass_no_gradient(mine: Miner) -> None:
+    x, y = batch(0)
+    positive, negative = mine(x.requires_grad_(), y)
+    assert positive.dtype == negative.dtype == torch.bool and not positive.requires_grad
+    equal = y[:, None] == y
+    assert not (positive & ~equal).any() and not (negative & equal).any()
+    assert not positive.diagonal().any()
+
+
+@each_miner
+def test_order_of_the_batch_does_not_matter(mine: Miner) -> None:
+    x, y = batch(0)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+    kept = tuple(mask[order][:, order] for mask in mine(x, y))
+    assert same(mine(x[order], y[order]), kept)
+
+
+@each_miner
+@pytest.mark.parametrize("identical", [False, True], ids=["distinct", "identical"])
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 0, 0, 0], [0, 1, 2, 3], [0], [0, 0]],
+    ids=["one class", "singletons", "one image", "one pair"],
+)
+def test_degenerate_batches(mine: Miner, labels: list[int], identical: bool) -> None:
+    """Without both kinds of pairs no anchor has a negative to keep."""
+    x = X[:1].repeat(len(labels), 1) if identical else X[: len(labels)]
+    positive, negative = mine(x, torch.tensor(labels))
+    assert positive.shape == negative.shape == (len(labels), len(labels))
+    assert not negative.any()
