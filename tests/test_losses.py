@@ -248,8 +248,14 @@ def test_a_miner_may_keep_nothing(loss: Callable[..., Tensor]) -> None:
 def test_margin_learns_its_boundary() -> None:
     x, y = batch(0, True)
     beta = torch.linspace(0.8, 1.4, len(y), dtype=torch.float64).requires_grad_()
+    pairs = miners.closest_negatives(
+        x, y
+    )  # over all pairs, beta_i and beta_j would change places unseen
     agree(
-        lambda b, _: losses.margin(x, y, beta=b), lambda b, _: naive_margin(x, y, beta=b), beta, y
+        lambda b, _: losses.margin(x, y, beta=b, pairs=pairs),
+        lambda b, _: naive_margin(x, y, pairs, b),
+        beta,
+        y,
     )
     scalar = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda b: losses.margin(x.detach(), y, beta=b), scalar)

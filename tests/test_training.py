@@ -14,6 +14,8 @@ from dmlstudy.methods import METHODS, Batch, Method, Task, deviations, find_meth
 from dmlstudy.methods.divide_and_conquer import WHOLE, DivideAndConquer
 from dmlstudy.miners import closest_negatives
 from dmlstudy.networks import build_network
+from dmlstudy.study.experiment import Experiment
+from dmlstudy.study.params import settings
 from dmlstudy.training import EmbedAll, Recipe, make_optimiser, train
 
 CLASSES, PER_CLASS, EPOCHS = 6, 8, 4
@@ -91,6 +93,17 @@ def test_same_seed_same_bits_and_another_seed_others(inputs):
     assert_same(first.method, second.method)
     assert_same(first.history, second.history)
     assert first.history != other.history
+
+
+def test_a_random_frozen_part_is_each_seeds_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
+    given = {"trained": "from block 2", "nmi_seeds": 1}
+
+    def run(*seeds):
+        experiment = Experiment(settings("untrained", given), say=lambda line: None)
+        return [experiment.run(seed) for seed in seeds][-1].query
+
+    assert torch.equal(run(0, 1), run(1))
 
 
 def test_embed_all_is_in_order_and_as_at_test_time(inputs):

@@ -53,16 +53,16 @@ def density(embeddings: Tensor, labels: Tensor) -> float:
 def alignment(embeddings: Tensor, labels: Tensor) -> float:
     """E ||f_i - f_j||^2 over positive pairs of unit rows; smaller is tighter (Wang & Isola, ICML 2020).
 
-    In closed form from class sums: the mean cosine within a class is (|sum f|^2 - n) / (n (n - 1)). NaN if no
-    class has two images.
+    In closed form: over all ordered pairs of a class the sum is 2 (n^2 - |sum f|^2). NaN if no class has two
+    images.
     """
     f = F.normalize(embeddings.double())
     _, position = labels.unique(return_inverse=True)
     n = torch.bincount(position).double()
     sums = torch.zeros(len(n), f.shape[1], dtype=f.dtype).index_add_(0, position, f)
-    pairs = (n * (n - 1)).sum()
-    cosines = (sums.square().sum(1) - n).sum()
-    return float(2 - 2 * cosines / pairs)
+    several = n > 1
+    total = 2 * (n.square() - sums.square().sum(1))[several].sum()
+    return float(total / (n * (n - 1))[several].sum())
 
 
 def uniformity(embeddings: Tensor) -> float:
@@ -73,7 +73,7 @@ def uniformity(embeddings: Tensor) -> float:
     f = F.normalize(embeddings.float())
     step = max(1, BLOCK // len(f))
     total = sum(
-        float((4 * (f[i : i + step] @ f.T) - 4).exp().sum(dtype=torch.float64))
+        float((f[i : i + step] @ f.T).mul_(4).sub_(4).exp_().sum(dtype=torch.float64))
         for i in range(0, len(f), step)
     )
     n = len(f)

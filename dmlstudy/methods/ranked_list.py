@@ -25,8 +25,8 @@ class RankedList(Method):
         margin: m.
         temperature: T; 0 weights all violating negatives alike.
         lam: weight of the negative term, lambda.
-        variant: "H" is the head after the last block; "LMH" adds a low and a middle branch with their own
-            heads, three equal losses, embeddings side by side (three times embedding_size).
+        variant: "H" is the head after the last block; "LMH" adds a low and a middle branch
+            with their own heads, three equal losses, embeddings side by side (three times embedding_size).
     """
 
     title = "Ranked list"

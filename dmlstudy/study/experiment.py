@@ -160,7 +160,8 @@ class Experiment:
             freeze_bn=p.freeze_bn,
         )
         lower = network.split_lower() if p.cached_views else None
-        if lower is not None and self._cache is None:
+        # A random frozen part is another one for every seed.
+        if lower is not None and (self._cache is None or p.weights == "none"):
             self._cache = cache_activations(
                 self.benchmark.train,
                 # Channels last is half as fast again for depthwise convolutions on a CPU.

@@ -148,7 +148,7 @@ def _summary_table(
 
 def _label(row: Row, paper: Paper) -> Cell:
     backbone = "主干不详" if paper.backbone.value == "?" else str(paper.backbone)
-    dimension = "维度不详" if paper.dimension.value == "?" else f"{paper.dimension} 维"
+    dimension = "维度不详" if paper.dimension.value == "?" else f"维度 {paper.dimension}"
     return Part(row.label), Part(f"{backbone}，{dimension}", "muted")
 
 
