@@ -5,7 +5,10 @@
 
 import sys
 
-DATASETS = config.get("datasets", "digits,glyphs").split(",")
+from dmlstudy.study.params import short_name
+
+# Short names make paths; folder:PATH has slashes.
+DATASETS = {short_name(name): name for name in config.get("datasets", "digits,glyphs").split(",")}
 METHODS = config["methods"].split(",") if config.get("methods") else None
 REPORTS = config.get("reports", "reports/local")
 if METHODS is None:
@@ -27,13 +30,15 @@ rule run:
     input:
         notebook=lambda wildcards: source_notebook(wildcards.method),
         protocol="params/protocol.yaml",
-        dataset="params/datasets/{dataset}.yaml",
+        dataset=lambda wildcards: f"params/datasets/{DATASETS[wildcards.dataset].partition(':')[0]}.yaml",
         method="params/methods/{method}.yaml",
         code="dmlstudy/methods/{method}.py",
     output:
         f"{REPORTS}/{{dataset}}/{{method}}.json",
     log:
         f"{REPORTS}/{{dataset}}/{{method}}.ipynb",
+    params:
+        dataset=lambda wildcards: DATASETS[wildcards.dataset],
     threads: 1
     shell:
-        "{sys.executable} -m dmlstudy run {wildcards.method} {wildcards.dataset} --reports {REPORTS}"
+        "{sys.executable} -m dmlstudy run {wildcards.method} '{params.dataset}' --reports {REPORTS}"

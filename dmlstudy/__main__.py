@@ -79,13 +79,13 @@ def data() -> None:
 def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> None:  # noqa: B006
     """Run one METHOD on one DATASET: an executed notebook and a record. Interrupted, it resumes."""
     from dmlstudy.study.notebooks import execute, source_notebook
-    from dmlstudy.study.params import load_params, settings
+    from dmlstudy.study.params import load_params, settings, short_name
     from dmlstudy.study.records import load
 
     overrides = parse_overrides(p)
     parameters = load_params(method, dataset, overrides)
     settings(method, parameters)  # refuse mistakes before a kernel starts
-    folder = PROJECT / reports / dataset_folder(dataset)
+    folder = PROJECT / reports / short_name(dataset)
     record, notebook = folder / f"{method}.json", folder / f"{method}.ipynb"
     record.unlink(missing_ok=True)  # it must not vouch for a run that is not finished
     started = time.monotonic()
@@ -175,11 +175,6 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise StudyError(f"The value of -p {item} is not valid YAML.") from error
     return parsed
-
-
-def dataset_folder(dataset: str) -> str:
-    """Folder of a data set's reports: its name; for folder:PATH the path's last part."""
-    return f"folder_{Path(dataset[7:]).name}" if dataset.startswith("folder:") else dataset
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dmlstudy.__main__ import dataset_folder, main, parse_overrides
+from dmlstudy.__main__ import main, parse_overrides
 from dmlstudy.data import DATASETS
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS
+from dmlstudy.study.params import short_name
 from dmlstudy.study.records import load
 
 
@@ -121,5 +122,5 @@ def test_overrides_are_yaml():
 
 
 def test_folder_of_a_data_set():
-    assert dataset_folder("digits") == "digits"
-    assert dataset_folder("folder:some/birds/") == "folder_birds"
+    assert short_name("digits") == "digits"
+    assert short_name("folder:some/birds/") == "folder_birds"

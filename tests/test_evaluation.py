@@ -16,6 +16,7 @@ from dmlstudy.evaluation import (
     evaluate,
     neighbours,
     nmi,
+    ordered_pairs,
     pair_histograms,
     retrieve,
     t_interval,
@@ -74,6 +75,30 @@ def test_ties_are_scored_by_expectation(seed: int) -> None:
     assert float(found.map_at_r) == pytest.approx(np.mean([o["MAP@R"] for o in orders]), abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_queries_rank_all_others_in_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation.retrieval, "BLOCK", 6 * 4)  # blocks of 4 and 2 queries
+    rng = np.random.default_rng(seed)
+    table = torch.from_numpy(rng.integers(0, 3, (6, 6))).float().fill_diagonal_(9)
+    y = torch.from_numpy(rng.integers(0, 3, 6))
+    y[1] = y[0]
+    found = retrieve(torch.eye(6), y, similarity=lambda a, b: a @ table @ b.T, ks=KS)
+    expected = {}
+    for i in range(6):
+        others = [j for j in range(6) if j != i]
+        relevant = [bool(y[j] == y[i]) for j in others]
+        if any(relevant):
+            orders = all_orders([int(table[i, j]) for j in others], relevant)
+            expected[i] = {name: np.mean([o[name] for o in orders]) for name in orders[0]}
+    assert found.queries.tolist() == list(expected)
+    assert found.labels.tolist() == y[found.queries].tolist()
+    assert found.excluded == 6 - len(expected)
+    ours = {f"R@{k}": found.hits[k] for k in KS}
+    ours |= {"R-precision": found.r_precision, "MAP@R": found.map_at_r}
+    for name, values in ours.items():
+        assert values.tolist() == pytest.approx([e[name] for e in expected.values()], abs=1e-9)
+
+
 def test_card_values_of_map_at_r() -> None:
     found = ranked([5, 4, 3, 2, 1], [True, False, True, True, False])
     assert float(found.map_at_r) == pytest.approx(0.555556, abs=1e-6)
@@ -101,6 +126,9 @@ def test_perfect_is_100_and_collapsed_is_chance() -> None:
     assert point.metrics["MAP@R"] < chance
     assert point.metrics["AUROC"] == pytest.approx(50)
     assert point.tie_gap == pytest.approx(100)
+    # A direction that float32 cannot hold exactly: rounding must not order what is the same.
+    direction = F.normalize(torch.randn(1, 61, generator=torch.Generator().manual_seed(0)))
+    assert evaluate(direction.expand(96, -1), y).metrics["R@1"] == pytest.approx(chance)
 
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +136,8 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(x, y).metrics
     monkeypatch.setattr(evaluation.retrieval, "BLOCK", 96 * 7)
     monkeypatch.setattr(evaluation.verification, "BLOCK", 96 * 7)
-    assert evaluate(x, y).metrics == pytest.approx(whole)
+    monkeypatch.setattr(evaluation.spectrum, "BLOCK", 96 * 7)
+    assert evaluate(x, y).metrics == pytest.approx(whole, rel=1e-5)  # AUROC bins follow block one
 
 
 def test_labels_are_compared_exactly() -> None:
@@ -141,12 +170,44 @@ def test_broken_embeddings_are_refused() -> None:
         evaluate(x, y)
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_broken_similarities_are_refused(broken: float) -> None:
+    """NaN loses every comparison: unchecked, no negative would lie ahead and R@1 be 100."""
+    x, y = clustered(0.5)
+    with pytest.raises(StudyError, match="not finite for some pairs"):
+        retrieve(x, y, similarity=lambda a, b: torch.full((len(a), len(b)), broken))
+
+
+def test_rows_without_labels_are_refused() -> None:
+    x, y = clustered(0.5)
+    with pytest.raises(StudyError, match="both or neither"):
+        retrieve(x, y, x.flip(0))
+    with pytest.raises(StudyError, match="96 embeddings and 1 labels"):
+        retrieve(x, y[:1])
+    with pytest.raises(StudyError, match="at least one embedding"):
+        retrieve(x[:0], y[:0])
+
+
+def test_metrics_that_a_test_set_leaves_undefined_are_nan() -> None:
+    x, y = clustered(0.5)
+
+    def undefined(*sets: Tensor) -> set[str]:
+        return {name for name, value in evaluate(*sets).metrics.items() if np.isnan(value)}
+
+    assert undefined(x, y) == set()
+    assert undefined(x, torch.zeros_like(y)) == {"AUROC", "density"}
+    assert undefined(x[::12], y[::12], x, y) == {"density", "alignment"}  # one query per class
+    assert undefined(x[:1], y[:1], x, y) == {"density", "alignment", "uniformity"}
+
+
 def test_neighbours_leave_the_query_out() -> None:
     x, _ = clustered(0.5)
     values, positions = neighbours(x, None, 3)
     s = (x @ x.T).fill_diagonal_(-9)
     torch.testing.assert_close(values, s.topk(3).values)
     assert (positions != torch.arange(len(x))[:, None]).all()
+    assert neighbours(x[:3], None, 9)[1].shape == (3, 2)
+    assert neighbours(x[:3], x[:3], 9)[1].shape == (3, 3)
 
 
 def test_agrees_with_scikit_learn() -> None:
@@ -161,6 +222,39 @@ def test_agrees_with_scikit_learn() -> None:
     _, p, n = pair_histograms(x, y, similarity=evaluation.inner_product)
     assert auroc(p, n) == pytest.approx(100 * roc_auc_score(same, (x @ x.T)[*upper]), abs=0.01)
     assert nmi(x, y) == nmi(x, y)
+
+
+def minus_distance(a: Tensor, b: Tensor) -> Tensor:
+    return -(a[:, None] - b[None]).square().sum(-1)
+
+
+def long_tail(a: Tensor, b: Tensor) -> Tensor:
+    return -(12 * (1 - a @ b.T)).exp()
+
+
+@pytest.mark.parametrize(
+    ("similarity", "scale", "outlier"),
+    [
+        pytest.param(evaluation.inner_product, 1, 1, id="cosine"),
+        pytest.param(minus_distance, 1e-4, 1, id="nearly collapsed"),
+        pytest.param(minus_distance, 1, 1e5, id="one far outlier"),
+        pytest.param(long_tail, 1, 1, id="long tail"),
+    ],
+)
+def test_auroc_whatever_the_range_of_similarities(
+    similarity: evaluation.retrieval.Similarity, scale: float, outlier: float
+) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    x, y = clustered(1.5)
+    x = x * scale
+    x[0] *= outlier  # ties its 190 of 9,120 pairs at most: 0.02 points
+    itself = torch.eye(len(x), dtype=torch.bool)
+    same = (y[:, None] == y[None, :])[~itself]
+    positives, negatives = ordered_pairs(x, y, similarity=similarity)
+    assert (int(positives.sum()), int(negatives.sum())) == (int(same.sum()), int((~same).sum()))
+    exact = 100 * roc_auc_score(same, similarity(x, x)[~itself])
+    assert auroc(positives, negatives) == pytest.approx(exact, abs=0.02 if outlier > 1 else 0.01)
 
 
 def test_shape_of_the_space_against_loops() -> None:
@@ -188,6 +282,14 @@ def test_spectrum() -> None:
     sigma = torch.linalg.svdvals(wide.double())
     share = sigma / sigma.sum()
     assert spectral_decay(wide) == pytest.approx(float(-(3 * share).log().mean()), rel=1e-6)
+
+
+def test_spectrum_of_a_space_with_empty_directions_does_not_measure_rounding() -> None:
+    g = torch.Generator().manual_seed(0)
+    flat = torch.cat([F.normalize(torch.randn(200, 8, generator=g)), torch.zeros(200, 8)], 1)
+    turned = flat @ torch.linalg.qr(torch.randn(16, 16, generator=g))[0]
+    assert spectral_decay(turned) == pytest.approx(spectral_decay(flat), abs=1e-6)
+    assert np.isfinite(spectral_decay(torch.zeros(5, 3)))
 
 
 def test_uncertainty() -> None:

@@ -112,9 +112,10 @@ def test_more_slack_keeps_more_pairs() -> None:
 
 
 def test_anchors_with_few_candidates_get_fewer_negatives() -> None:
-    positive, negative = closest_negatives(X, torch.tensor([0, 0, 0, 1]), cutoff=1.0)
-    assert positive.sum(1).tolist() == [2, 2, 2, 0]
-    assert negative.nonzero().tolist() == [[0, 3], [1, 3]]
+    # The only negative comes first, where a row of nothing but rejected candidates would start.
+    positive, negative = closest_negatives(X.flip(0), torch.tensor([1, 0, 0, 0]), cutoff=1.0)
+    assert positive.sum(1).tolist() == [0, 2, 2, 2]
+    assert negative.nonzero().tolist() == [[2, 0], [3, 0]]
 
 
 def test_ties_go_to_the_first() -> None:

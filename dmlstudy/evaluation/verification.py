@@ -73,8 +73,8 @@ def auroc(positives: Tensor, negatives: Tensor) -> float:
     """Percent: chance that a positive pair is more similar than a negative pair; ties count half.
 
     From counts by bins of rising similarity; pairs in one bin count as tied. That moves the value by at most
-    50 points x the sum over bins of (share of positives) x (share of negatives): with `ordered_pairs` of any
-    spread-out similarity well below 0.01 points. NaN if there are no positives or no negatives.
+    50 points x the sum over bins of (share of positives) x (share of negatives), in practice by less than 0.01
+    points; more only where far outliers are themselves many. NaN if there are no positives or no negatives.
 
     >>> auroc(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]))
     87.5
@@ -107,13 +107,14 @@ def _count(
 ) -> tuple[Tensor, Tensor]:
     """Same-class and different-class pairs in each bin, where `place` maps similarities to bins."""
     gallery_labels = query_labels if gallery_labels is None else gallery_labels
-    counts = torch.zeros(2 * bins, dtype=torch.long)
+    everything, positives = torch.zeros(2, bins, dtype=torch.long)
     for start, s in _blocks(query, gallery, similarity):
         same = query_labels[start : start + len(s), None] == gallery_labels[None, :]
-        where = place(s) + bins * same
+        where = place(s)
+        everything += torch.bincount(where.flatten(), minlength=bins)
         if gallery is None:
             row = torch.arange(len(s))
-            counts -= torch.bincount(where[row, start + row], minlength=2 * bins)
-        counts += torch.bincount(where.flatten(), minlength=2 * bins)
-    negatives, positives = counts.view(2, bins)
-    return positives, negatives
+            same[row, start + row] = False
+            everything -= torch.bincount(where[row, start + row], minlength=bins)
+        positives += torch.bincount(where[same], minlength=bins)
+    return positives, everything - positives

@@ -32,7 +32,7 @@ from dmlstudy.errors import StudyError
 from dmlstudy.evaluation import Evaluation, evaluate
 from dmlstudy.methods import Method, Task, find_method
 from dmlstudy.networks import Network, build_network
-from dmlstudy.study.params import Settings
+from dmlstudy.study.params import Settings, short_name
 from dmlstudy.training import EmbedAll, Progress, train
 
 # Library parts that decide what a trained network is; a change in them makes old checkpoints stale.
@@ -197,7 +197,7 @@ class Experiment:
         return (
             cache_root()
             / "runs"
-            / f"{self.benchmark.name.replace('/', '_')}-{method}-{key}-seed{seed}.pt"
+            / f"{short_name(self.benchmark.name)}-{method}-{key}-seed{seed}.pt"
         )
 
 

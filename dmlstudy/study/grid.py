@@ -19,11 +19,13 @@ def run_grid(datasets: Sequence[str], methods: Sequence[str], reports: str, jobs
     Raises:
         StudyError: some runs failed; the others, and the summary over them, are there.
     """
+    from dmlstudy.study.params import short_name
     from dmlstudy.study.ranking import as_text, ranking
     from dmlstudy.study.records import load_all
 
     folder = PROJECT / reports
-    wanted = [folder / dataset / f"{method}.json" for dataset in datasets for method in methods]
+    names = [short_name(dataset) for dataset in datasets]
+    wanted = [folder / name / f"{method}.json" for name in names for method in methods]
     print(
         f"{len(wanted)} runs: {len(methods)} methods x {len(datasets)} data sets, {jobs} side by side"
     )
@@ -31,13 +33,13 @@ def run_grid(datasets: Sequence[str], methods: Sequence[str], reports: str, jobs
     missing = [path for path in wanted if not path.exists()]
     _summarise(folder, reports)
     records = load_all(folder)
-    for dataset in datasets:
-        print("\n" + as_text(ranking(records, dataset)))
+    for name in names:
+        print("\n" + as_text(ranking(records, name)))
     print(f"\nReports: {os.path.relpath(folder / 'summary.html', PROJECT)} (open it in a browser)")
     if missing or code:
-        names = ", ".join(f"{path.stem} on {path.parent.name}" for path in missing) or "see above"
+        failed = ", ".join(f"{path.stem} on {path.parent.name}" for path in missing) or "see above"
         raise StudyError(
-            f"{len(missing)} of {len(wanted)} runs failed ({names}): their notebooks show where."
+            f"{len(missing)} of {len(wanted)} runs failed ({failed}): their notebooks show where."
         )
 
 

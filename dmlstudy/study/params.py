@@ -156,6 +156,16 @@ def settings(method: str, given: dict[str, Any]) -> Settings:
     return Settings(method, protocol, hyper)
 
 
+def short_name(dataset: str) -> str:
+    """A data set's name in paths and records: its own; for folder:PATH the path's last part.
+
+    >>> short_name("folder:my/photos/birds")
+    'folder_birds'
+    """
+    kind, colon, path = dataset.partition(":")
+    return f"{kind}_{Path(path).name}" if colon else dataset
+
+
 def load_params(
     method: str, dataset: str, overrides: dict[str, Any] | None = None
 ) -> dict[str, Any]:

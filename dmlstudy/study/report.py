@@ -16,7 +16,7 @@ from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
 from dmlstudy.methods import deviations, find_method
 from dmlstudy.study import figures, records
 from dmlstudy.study.experiment import Experiment, Run
-from dmlstudy.study.params import PARAMS, settings
+from dmlstudy.study.params import PARAMS, settings, short_name
 from dmlstudy.study.provenance import provenance
 from dmlstudy.study.reported import load_reported
 
@@ -200,7 +200,7 @@ class Report:
         return records.Record(
             method=self.settings.method,
             title=self.method.title,
-            dataset=b.name,
+            dataset=short_name(b.name),
             dataset_title=b.title,
             seeds=list(self.protocol.seeds),
             metrics={name: self._values(self.runs, name) for name in names},
