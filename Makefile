@@ -9,7 +9,7 @@ study: .venv/.ready
 
 test: .venv/.ready lint
 	$(RUN) -m pytest -q -n 2
-	cd notebooks && ../$(RUN) -m pytest -q -n 2 --nbval-lax .
+	cd notebooks && ../$(RUN) -m pytest -q -n 2 --dist loadfile --nbval-lax .
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
