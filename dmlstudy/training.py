@@ -153,7 +153,7 @@ def sum_finite(losses: dict[str, Tensor], epoch: int, step: int) -> Tensor:
     """The sum of the named terms, which must be finite."""
     total = torch.stack(list(losses.values())).sum()
     if not total.isfinite():
-        values = ", ".join(f"{name} = {float(value):g}" for name, value in losses.items())
+        values = ", ".join(f"{name} = {float(value.detach()):g}" for name, value in losses.items())
         raise StudyError(
             f"The loss is not finite in epoch {epoch + 1}, step {step + 1} ({values}): lower the learning rates."
         )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dmlstudy.errors import StudyError
-from dmlstudy.networks import TRUNKS, Normalise, Pool, SamePad, build_network
+from dmlstudy.networks import Normalise, Pool, SamePad, build_network
+from dmlstudy.trunks import TRUNKS
 
 DATA = Path(os.environ.get("DMLSTUDY_DATA") or Path(__file__).parents[2] / "shared" / "data")
 WEIGHTS = "weights/mobilenet_v2_imagenet.safetensors"
@@ -115,17 +116,7 @@ def test_pools():
     assert gem.p.grad.isfinite()
 
 
-# Known and harmless to the study's runs (224 px halves evenly, LMH has no PCA start); mending either changes the code
-# fingerprint of the committed records.
-odd = pytest.mark.xfail(strict=True, reason="SamePad pads as TensorFlow does for even sizes only")
-branched = pytest.mark.xfail(strict=True, reason="a PCA start counts the branches' coordinates too")
-
-
-def marked(mark, *values):
-    return [pytest.param(value, marks=mark) for value in values]
-
-
-@pytest.mark.parametrize("n", [4, 12, *marked(odd, 5, 13)])
+@pytest.mark.parametrize("n", [4, 5, 12, 13])
 def test_same_padding_is_tensorflows(n):
     # TensorFlow: ceil(n / 2) outputs; the padding they need is halved, the odd one goes right and bottom.
     total = (math.ceil(n / 2) - 1) * 2 + 3 - n
@@ -138,7 +129,7 @@ def test_same_padding_is_tensorflows(n):
     )
 
 
-@pytest.mark.parametrize("size", [64, 96, *marked(odd, 100, 33)])
+@pytest.mark.parametrize("size", [33, 64, 96, 100])
 def test_tensorflow_padding_halves_rounding_up(size):
     net = build_network("mobilenet_v2", channels=3, embedding_size=4, tf_padding=True).eval()
     assert sum(isinstance(m, SamePad) for m in net.modules()) == 5
@@ -182,7 +173,7 @@ def test_frozen_branches_are_refused():
         convnet(trained="from block 1").add_branch_heads()
 
 
-@pytest.mark.parametrize("branches", [False, *marked(branched, True)])
+@pytest.mark.parametrize("branches", [False, True])
 def test_pca_start_is_sklearns_up_to_sign(branches):
     from sklearn.decomposition import PCA
 

@@ -103,18 +103,16 @@ def own_params(tmp_path, monkeypatch):
 
 
 def test_precedence_is_protocol_data_set_method_override(own_params):
-    (own_params / "methods" / "multi_similarity.yaml").write_text(
-        "alpha: 3.0\ndatasets: {glyphs: {alpha: 4.0}}\n"
-    )
+    (own_params / "methods" / "multi_similarity.yaml").write_text("alpha: 3.0\n")
+    (own_params / "methods" / "multi_similarity.glyphs.yaml").write_text("alpha: 4.0\n")
     assert load_params("multi_similarity", "digits")["alpha"] == 3.0
     assert load_params("multi_similarity", "glyphs")["alpha"] == 4.0
     assert load_params("multi_similarity", "glyphs", {"alpha": 5.0})["alpha"] == 5.0
-    assert "datasets" not in load_params("multi_similarity", "glyphs")
 
 
-@pytest.mark.parametrize("text", ["lr: 0.1\n", "datasets: {digits: {lr: 0.1}}\n"])
-def test_a_method_may_not_shadow_the_protocol(own_params, text):
-    (own_params / "methods" / "multi_similarity.yaml").write_text(text)
+@pytest.mark.parametrize("file", ["multi_similarity.yaml", "multi_similarity.digits.yaml"])
+def test_a_method_may_not_shadow_the_protocol(own_params, file):
+    (own_params / "methods" / file).write_text("lr: 0.1\n")
     with pytest.raises(StudyError, match="sets the protocol key 'lr': a method may only set"):
         load_params("multi_similarity", "digits")
 

@@ -69,6 +69,8 @@ class Pixels:
 class Activations:
     """Rows of an activation cache; each training view is one of the cached views at random.
 
+    Several views of an image are different cached ones where there are enough.
+
     Args:
         images: one role of a benchmark.
         cache: float16 [V, M, ...] from `cache_activations`; M runs over the whole image store.
@@ -82,7 +84,11 @@ class Activations:
 
     def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
         rows = self.images.rows[indices.repeat(views).numpy()]
-        chosen = torch.randint(len(self.cache), (len(rows),), generator=generator).numpy()
+        if 1 < views <= len(self.cache):  # views of one image had better differ
+            draws = torch.rand(len(indices), len(self.cache), generator=generator)
+            chosen = draws.argsort(1)[:, :views].T.flatten().numpy()
+        else:
+            chosen = torch.randint(len(self.cache), (len(rows),), generator=generator).numpy()
         return torch.from_numpy(self.cache[chosen, rows]).float()
 
     def plain(self, indices: Tensor) -> Tensor:

@@ -6,20 +6,36 @@ import inspect
 
 from dmlstudy.errors import unknown
 from dmlstudy.methods.base import Batch, Method, Task, deviations
+from dmlstudy.methods.density_aware import DensityAware
 from dmlstudy.methods.divide_and_conquer import DivideAndConquer
+from dmlstudy.methods.fastap import FastAP
+from dmlstudy.methods.invariant_spreading import InvariantSpreading
 from dmlstudy.methods.multi_similarity import MultiSimilarity
+from dmlstudy.methods.product_quantisation import ProductQuantisation
 from dmlstudy.methods.ranked_list import RankedList
+from dmlstudy.methods.sche import SCHE
+from dmlstudy.methods.snr import SNR
 from dmlstudy.methods.soft_triple import SoftTriple
+from dmlstudy.methods.teachers import Teachers
 from dmlstudy.methods.triplet_batch_hard import TripletBatchHard
 from dmlstudy.methods.untrained import Untrained
+from dmlstudy.methods.upper_bound import UpperBound
 
 METHODS: dict[str, type[Method]] = {
     "untrained": Untrained,
-    "triplet_batch_hard": TripletBatchHard,
-    "soft_triple": SoftTriple,
+    "upper_bound": UpperBound,
+    "product_quantisation": ProductQuantisation,
     "ranked_list": RankedList,
+    "density_aware": DensityAware,
+    "sche": SCHE,
     "multi_similarity": MultiSimilarity,
+    "fastap": FastAP,
+    "teachers": Teachers,
     "divide_and_conquer": DivideAndConquer,
+    "invariant_spreading": InvariantSpreading,
+    "snr": SNR,
+    "soft_triple": SoftTriple,
+    "triplet_batch_hard": TripletBatchHard,
 }
 
 __all__ = ["METHODS", "Batch", "Method", "Task", "deviations", "find_method", "hyperparameters"]

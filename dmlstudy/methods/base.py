@@ -66,6 +66,9 @@ class Method(nn.Module):
     # Control experiments: a name, and the hyperparameters that make it.
     controls: ClassVar[dict[str, dict[str, Any]]] = {}
 
+    # A method that is trained first, on the same seed, and handed to `learn_from`: its name, its hyperparameters.
+    teacher: ClassVar[tuple[str, dict[str, Any]] | None] = None
+
     views = 1  # augmented views per image
     asymmetric = False  # queries and gallery are embedded differently
     own_lr = 1e-2  # learning rate of parameters that are not the network's
@@ -91,6 +94,9 @@ class Method(nn.Module):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named terms; the loop logs each and back-propagates the sum."""
         raise NotImplementedError
+
+    def learn_from(self, teacher: Method) -> None:
+        """Take the trained `teacher`, before training and again before resuming; not part of the state."""
 
     def after_step(self) -> None:
         """State that is not gradient descent: EMA teachers, centroids, queues."""
@@ -120,6 +126,7 @@ class Method(nn.Module):
 
 SEAMS = {
     "plan": "batch composition",
+    "learn_from": "a teacher, trained first",
     "after_step": "state besides gradient descent",
     "embed": "embedding",
     "similarity": "ranking distance",
@@ -137,7 +144,7 @@ def deviations(method: Method) -> list[str]:
         found.append(f"{kind.views} views per image")
     if kind.asymmetric:
         found.append("queries and gallery embedded differently")
-    if not kind.unit:
+    if not method.unit:
         found.append("embeddings not normalised")
     if method.network.branch_heads:
         found.append(f"{1 + len(method.network.branch_heads)} branches, each with its own head")

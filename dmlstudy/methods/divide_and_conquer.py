@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError, unknown
-from dmlstudy.losses import margin
+from dmlstudy.losses.margin import margin
 from dmlstudy.methods.base import Batch, EmbedAll, Method, Task
 from dmlstudy.miners import closest_negatives
 from dmlstudy.networks import Network

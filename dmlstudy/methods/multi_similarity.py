@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dmlstudy.losses import multi_similarity
+from dmlstudy.losses.multi_similarity import multi_similarity
 from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.miners import relative_similarity
 from dmlstudy.networks import Network

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.errors import unknown
-from dmlstudy.losses import ranked_list
+from dmlstudy.losses.ranked_list import ranked_list
 from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmlstudy.losses import soft_triple, soft_triple_regulariser
+from dmlstudy.losses.soft_triple import soft_triple, soft_triple_regulariser
 from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
 

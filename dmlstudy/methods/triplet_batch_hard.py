@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dmlstudy.geometry import squared_distance
-from dmlstudy.losses import triplet_batch_hard
+from dmlstudy.losses.triplet import triplet_batch_hard
 from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
 
@@ -20,6 +20,7 @@ class TripletBatchHard(Method):
 
     Args:
         margin: hinge margin m; None is the soft margin.
+        unit: normalise the embeddings all the same (control: does the free length cost anything?).
     """
 
     title = "Triplet, batch-hard"
@@ -27,12 +28,13 @@ class TripletBatchHard(Method):
     paper = "Hermans, Beyer, Leibe, In Defense of the Triplet Loss, arXiv 1703.07737, 2017"
     kind = "triplet loss"
     certainty = "high: read in the authors' code"
-    controls = {"hinge, m = 0.2": {"margin": 0.2}}
-    unit = False
+    controls = {"hinge, m = 0.2": {"margin": 0.2}, "unit embeddings": {"unit": True}}
 
-    def __init__(self, network: Network, task: Task, *, margin: float | None = None):
+    def __init__(
+        self, network: Network, task: Task, *, margin: float | None = None, unit: bool = False
+    ):
         super().__init__(network, task)
-        self.margin = margin
+        self.margin, self.unit = margin, unit
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         z = self.embed(batch.images)

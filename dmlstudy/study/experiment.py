@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
 import sys
@@ -27,24 +26,13 @@ from dmlstudy.data import (
     data_root,
     load,
 )
-from dmlstudy.data.store import PROJECT
 from dmlstudy.errors import StudyError
 from dmlstudy.evaluation import Evaluation, evaluate
 from dmlstudy.methods import Method, Task, find_method
 from dmlstudy.networks import Network, build_network
-from dmlstudy.study.params import Settings, short_name
+from dmlstudy.study.fingerprint import code_fingerprint
+from dmlstudy.study.params import Settings, settings, short_name
 from dmlstudy.training import EmbedAll, Progress, train
-
-# Library parts that decide what a trained network is; a change in them makes old checkpoints stale.
-TRAINING_CODE = (
-    "data",
-    "methods",
-    "losses",
-    "miners.py",
-    "geometry.py",
-    "networks.py",
-    "training.py",
-)
 
 
 @dataclass
@@ -87,12 +75,23 @@ class Experiment:
         """Train (or resume) and test one seed; `overrides` of hyperparameters make a control."""
         name = method or self.settings.method
         hyper = {} if method else self.settings.hyper | (overrides or {})
+        built, progress = self._train(seed, name, hyper)
+        return self._test(seed, built, progress)
+
+    def _train(self, seed: int, name: str, hyper: dict[str, Any]) -> tuple[Method, Progress]:
+        """A method trained to the last epoch, from its checkpoint as far as that goes."""
         torch.manual_seed(seed)
         network = self._network()
-        built = find_method(name)(network, self._task, **hyper).to(self.protocol.device)
+        kind = find_method(name)
+        built = kind(network, self._task, **hyper).to(self.protocol.device)
         train_inputs = self._inputs(self.benchmark.train)
         if self.protocol.head_start == "pca":
             network.start_head_from_pca(self._head_features(network, built, train_inputs))
+        if kind.teacher:
+            teacher, given = kind.teacher
+            self.say(f"seed {seed}  teacher first: {find_method(teacher).title}")
+            # All its hyperparameters by name, so that a row of its own shares the checkpoint.
+            built.learn_from(self._train(seed, teacher, settings(teacher, given).hyper)[0])
         path = self._checkpoint(name, hyper, seed)
         resume = torch.load(path, weights_only=False) if path.exists() else None
         if resume:
@@ -115,7 +114,7 @@ class Experiment:
             after_epoch=after_epoch if name != "untrained" else lambda progress: None,
             device=self.protocol.device,
         )
-        return self._test(seed, built, progress)
+        return built, progress
 
     def _say_epoch(self, seed: int, row: dict[str, float]) -> None:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
@@ -192,7 +191,7 @@ class Experiment:
         presentation = ("seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
         protocol = {k: v for k, v in vars(self.protocol).items() if k not in presentation}
         key = content_key(
-            code_fingerprint(), torch.__version__, protocol, hyper, self.benchmark.checksum
+            code_fingerprint(method), torch.__version__, protocol, hyper, self.benchmark.checksum
         )
         return (
             cache_root()
@@ -221,22 +220,3 @@ def _weights_key(lower: torch.nn.Module) -> str:
     for tensor in lower.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def code_fingerprint() -> str:
-    """Short hash of the library code that decides results; comments, docstrings and layout do not count."""
-    digest = hashlib.sha256()
-    for part in TRAINING_CODE:
-        path = PROJECT / "dmlstudy" / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list) and body and _is_docstring(body[0]):
-                    body[0].value.value = ""
-            digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

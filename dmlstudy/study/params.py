@@ -171,14 +171,17 @@ def load_params(
 ) -> dict[str, Any]:
     """Parameters of a run from the yaml files: protocol, then data set, then method, then overrides.
 
-    A method's file holds its hyperparameters, and under `datasets:` those that differ for a data set.
+    A method's file holds its hyperparameters; `METHOD.DATASET.yaml` beside it those that differ for a data set,
+    so that plain papermill can be given the same files with `-f`.
 
     Raises:
         StudyError: a method's file shadows a protocol key, so that methods would not be equal.
     """
     find_method(method)
     own = read_yaml(PARAMS / "methods" / f"{method}.yaml")
-    own |= (own.pop("datasets", None) or {}).get(dataset, {})
+    special = PARAMS / "methods" / f"{method}.{dataset}.yaml"
+    if special.is_file():
+        own |= read_yaml(special)
     shadowed = sorted(set(own) & {f.name for f in fields(Protocol)})
     if shadowed:
         raise StudyError(

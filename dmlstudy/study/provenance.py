@@ -12,18 +12,18 @@ import torch
 
 from dmlstudy.data import Benchmark
 from dmlstudy.data.store import PROJECT
-from dmlstudy.study.experiment import code_fingerprint
+from dmlstudy.study.fingerprint import code_fingerprint
 
 PACKAGES = ("torch", "torchvision", "numpy", "faiss-cpu", "papermill")
 
 
-def provenance(benchmark: Benchmark, device: str) -> dict[str, Any]:
+def provenance(method: str, benchmark: Benchmark, device: str) -> dict[str, Any]:
     """What must be equal for the same bits to come out again."""
     lock = PROJECT / "requirements.lock"
     return {
         "git": _git("rev-parse", "--short=12", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", "dmlstudy", "params", "notebooks")),
-        "code": code_fingerprint(),
+        "code": code_fingerprint(method),
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:12] if lock.exists() else None,
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},

@@ -59,7 +59,10 @@ class Report:
 
     def conditions(self) -> HTML:
         """Data, completeness and provenance."""
-        b, source = self.benchmark, provenance(self.benchmark, self.protocol.device)
+        b, source = (
+            self.benchmark,
+            provenance(self.settings.method, self.benchmark, self.protocol.device),
+        )
         rows = {
             "data set": f"{b.title}: {len(b.train):,} training images of {len(b.train.classes):,} classes, "
             f"{len(b.query):,} test queries of {len(b.query.classes):,} other classes",
@@ -221,7 +224,7 @@ class Report:
             },
             params={k: v for k, v in self.settings.flat.items() if k != "record"},
             timing={"training seconds": [round(run.progress.seconds, 1) for run in self.runs]},
-            provenance=provenance(b, self.protocol.device),
+            provenance=provenance(self.settings.method, b, self.protocol.device),
         )
 
     @property
