@@ -35,7 +35,7 @@ class DensityAware(Method):
     every seed; sampler, centres and loss see nothing but these labels.
 
     Args:
-        quantile: q, share of a class that its enclosure keeps; 1 is no outlier exclusion, centre = mean.
+        quantile: q, share of a class inside its enclosure; 1 excludes no outlier.
         iterations: moves of the centre per epoch.
         margin: m, on squared distances.
         quadruplet: add the quadruplet term (DAQL).

@@ -21,7 +21,7 @@ class FastAP(Method):
     no categories above their classes, and all rows share the batch size.
 
     Args:
-        bins: L, intervals of the histogram; more make the ranking finer and the gradient sparser.
+        bins: L, intervals of the histogram; more make the ranking finer.
     """
 
     title = "FastAP"

@@ -27,7 +27,7 @@ class InvariantSpreading(Method):
 
     Args:
         tau: temperature.
-        spreading: weight of the second sum; 0 leaves the softmax over instances, as in NT-Xent.
+        spreading: weight of the second sum; 0 leaves the instance softmax.
     """
 
     title = "Invariant spreading"

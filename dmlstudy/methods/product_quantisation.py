@@ -44,7 +44,7 @@ class ProductQuantisation(Method):
         centre_weight: w, weight of the joint central loss.
         batch_gini: weight of the term that uses all codewords.
         sample_gini: weight of the term that makes assignments one-hot.
-        ranking: asymmetric (soft to hard), symmetric (hard to hard), or float (no quantisation at all).
+        ranking: asymmetric, symmetric, or float (not quantised).
         quantiser_lr: learning rate of heads, codebooks, classifier and centres.
     """
 

@@ -39,8 +39,8 @@ class SCHE(Method):
         margin: m, on squared distances.
         lam: weight of the signatures' loss.
         tau: scale of the signatures' softmax.
-        classes: "signatures", or "random" (control: the protocol's batches, H_i is the whole batch).
-        instances: "hard", or "random" (control: one positive and one negative drawn for each anchor).
+        classes: signatures, or random (control: H_i is the whole batch).
+        instances: hard, or random (control: drawn for each anchor).
         signature_lr: learning rate of the signatures.
     """
 

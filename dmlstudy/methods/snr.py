@@ -31,7 +31,7 @@ class SNR(Method):
         margin: m, of the contrastive loss' negatives or of the triplet.
         lam: weight of the zero-mean term.
         distance: "snr", or "euclidean", squared (control: the twin), in loss and ranking.
-        unit: normalise the embeddings (for the twin: it fixes the scale that SNR gets from the anchor).
+        unit: normalise the embeddings (for the twin).
     """
 
     title = "SNR distance"

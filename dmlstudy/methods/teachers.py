@@ -25,7 +25,7 @@ class Teachers(Method):
 
     Args:
         distil: "relative" (distances) or "absolute" (positions).
-        lam: weight of the distillation term; 0 is the student alone, which is also its teacher.
+        lam: weight of the distillation term; 0 is the student alone.
         margin: hinge margin of the triplet term.
     """
 

@@ -20,7 +20,7 @@ class TripletBatchHard(Method):
 
     Args:
         margin: hinge margin m; None is the soft margin.
-        unit: normalise the embeddings all the same (control: does the free length cost anything?).
+        unit: normalise the embeddings all the same (control).
     """
 
     title = "Triplet, batch-hard"

@@ -28,7 +28,7 @@ class UpperBound(Method):
     rate is a default, unverified.
 
     Args:
-        centroids: "one-hot", or "random" unit vectors of the same dimension, which are not equidistant.
+        centroids: one-hot (equidistant), or random unit vectors.
         squared: squared distances, as in the third-party implementation.
         layer_lr: learning rate of the output layer W.
     """
