@@ -83,6 +83,10 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
     from dmlstudy.study.records import load
 
     overrides = parse_overrides(p)
+    if "dataset" in overrides:
+        raise StudyError(
+            f"The data set is the second argument: run {method} {overrides['dataset']}, without -p dataset."
+        )
     parameters = load_params(method, dataset, overrides)
     settings(method, parameters)  # refuse mistakes before a kernel starts
     folder = PROJECT / reports / short_name(dataset)

@@ -124,3 +124,9 @@ def test_overrides_are_yaml():
 def test_folder_of_a_data_set():
     assert short_name("digits") == "digits"
     assert short_name("folder:some/birds/") == "folder_birds"
+
+
+def test_the_data_set_is_an_argument_not_an_override(call):
+    code, _, err = call("run", "untrained", "digits", "-p", "dataset=glyphs")
+    assert code == 1
+    assert "second argument: run untrained glyphs" in err

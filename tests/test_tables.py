@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dmlstudy.errors import StudyError
-from dmlstudy.study.ranking import as_text, class_bootstrap, controls_table, ranking
+from dmlstudy.evaluation import class_bootstrap
+from dmlstudy.study.ranking import as_text, controls_table, ranking
 from dmlstudy.study.records import Record
 from dmlstudy.study.rendering import DASH
 from dmlstudy.study.reported import load_reported

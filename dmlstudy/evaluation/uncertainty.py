@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+
+RESAMPLES = 2000
+Interval = tuple[float, float]
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -25,32 +29,27 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return mean, float(stdtrit(n - 1, (1 + level) / 2)) * spread
 
 
-def class_bootstrap(
-    differences: Sequence[float] | np.ndarray,
-    labels: Sequence[int] | np.ndarray,
-    *,
-    level: float = 0.95,
-    repeats: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Paired bootstrap over test classes: mean difference per query, and its interval's ends.
+@lru_cache(maxsize=4)
+def _resampled_classes(classes: int) -> np.ndarray:
+    """How often each class is drawn, [RESAMPLES, classes]; the same draws serve all rows."""
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(classes, np.full(classes, 1 / classes), size=RESAMPLES)
+    return drawn.astype(np.float32)
 
-    Classes are drawn with replacement and all queries of a class move together, because queries of one class
-    are not independent.
+
+def class_bootstrap(difference: np.ndarray, queries: np.ndarray, level: float = 0.95) -> Interval:
+    """Percentile interval of a mean difference over queries, resampling test classes.
+
+    Classes, not queries, are drawn: queries of one class share its difficulty.
 
     Args:
-        differences: per query, one method minus the other.
-        labels: the query's class.
+        difference: [C], per test class, already averaged over seeds.
+        queries: [C], number of queries of each class.
 
-    Returns:
-        mean, low, high.
+    >>> class_bootstrap(np.full(5, 2.0), np.array([3, 1, 4, 1, 5]))
+    (2.0, 2.0)
     """
-    differences = np.asarray(differences, float)
-    _, position = np.unique(np.asarray(labels), return_inverse=True)
-    counts = np.bincount(position)
-    sums = np.bincount(position, weights=differences)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=repeats)
-    means = (drawn @ sums) / (drawn @ counts)
+    drawn = _resampled_classes(len(queries))
+    means = (drawn @ (queries * difference)) / np.maximum(drawn @ queries, 1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(differences.mean()), float(low), float(high)
+    return round(float(low), 6), round(float(high), 6)

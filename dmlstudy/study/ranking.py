@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from dmlstudy.evaluation.uncertainty import Interval, class_bootstrap, t_interval
 from dmlstudy.study.records import Record
 from dmlstudy.study.rendering import DASH, Cell, Note, Part, Table, notebook_link, signed, trend
 
 UNTRAINED = "untrained"
-RESAMPLES = 2000
 MIN_SEEDS = 6  # under this many, intervals only
 
 Link = Callable[[str, str], str]
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,6 @@ def estimate(values: Sequence[float] | float) -> Estimate:
         return Estimate(float(values), None, 0)
     if len(values) == 1:
         return Estimate(values[0], None, 1)
-    from dmlstudy.evaluation.uncertainty import t_interval
-
     mean, half_width = t_interval(values, level=0.95)
     return Estimate(float(mean), float(half_width), len(values))
 
@@ -51,32 +47,6 @@ def improvement(record: Record, metric: str) -> float | None:
     if metric not in record.metrics or metric not in record.baseline:
         return None
     return float(np.mean(record.metrics[metric]) - np.mean(record.baseline[metric]))
-
-
-@lru_cache(maxsize=4)
-def _resampled_classes(classes: int) -> np.ndarray:
-    """How often each class is drawn, [RESAMPLES, classes]; the same draws serve all rows."""
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(classes, np.full(classes, 1 / classes), size=RESAMPLES)
-    return drawn.astype(np.float32)
-
-
-def class_bootstrap(difference: np.ndarray, queries: np.ndarray, level: float = 0.95) -> Interval:
-    """Percentile interval of a mean difference over queries, resampling test classes.
-
-    Classes, not queries, are drawn: queries of one class share its difficulty.
-
-    Args:
-        difference: [C], per test class, already averaged over seeds.
-        queries: [C], number of queries of each class.
-
-    >>> class_bootstrap(np.full(5, 2.0), np.array([3, 1, 4, 1, 5]))
-    (2.0, 2.0)
-    """
-    drawn = _resampled_classes(len(queries))
-    means = (drawn @ (queries * difference)) / np.maximum(drawn @ queries, 1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return round(float(low), 6), round(float(high), 6)
 
 
 @dataclass(frozen=True)
