@@ -146,6 +146,12 @@ def test_activation_cache(digits, tmp_path):
     for i, view in enumerate(views):
         assert any(np.array_equal(view, array[v, rows[i % 2]]) for v in range(3))
     assert np.array_equal(views, inputs.views(indices, 4, seeded()).numpy())
+    # Where there are enough cached views, those of one image differ: all three of them here.
+    three = inputs.views(indices, 3, seeded()).numpy().reshape(3, 2, 64)
+    for i in range(2):
+        assert sorted(v.sum() for v in three[:, i]) == sorted(
+            array[v, rows[i]].astype(np.float32).sum() for v in range(3)
+        )
 
 
 IMAGES = torch.rand(16, 3, 12, 12, generator=seeded(9))
