@@ -6,7 +6,9 @@ import inspect
 
 from dmlstudy.errors import unknown
 from dmlstudy.methods.base import Batch, Method, Task, deviations
+from dmlstudy.methods.damlrrm import DAMLRRM
 from dmlstudy.methods.density_aware import DensityAware
+from dmlstudy.methods.discriminative_sampling import DiscriminativeSampling
 from dmlstudy.methods.divide_and_conquer import DivideAndConquer
 from dmlstudy.methods.fastap import FastAP
 from dmlstudy.methods.invariant_spreading import InvariantSpreading
@@ -31,9 +33,11 @@ METHODS: dict[str, type[Method]] = {
     "multi_similarity": MultiSimilarity,
     "fastap": FastAP,
     "teachers": Teachers,
+    "discriminative_sampling": DiscriminativeSampling,
     "divide_and_conquer": DivideAndConquer,
     "invariant_spreading": InvariantSpreading,
     "snr": SNR,
+    "damlrrm": DAMLRRM,
     "soft_triple": SoftTriple,
     "triplet_batch_hard": TripletBatchHard,
 }

@@ -1,0 +1,216 @@
+"""Card 9: a sampling policy, trained by reinforcement, decides which classes meet in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmlstudy.data import pk_batches
+from dmlstudy.errors import unknown
+from dmlstudy.geometry import pairwise_similarity
+from dmlstudy.losses.npair import npair
+from dmlstudy.methods.base import Batch, EmbedAll, Method, Task
+from dmlstudy.networks import Network
+
+SAMPLERS = ("policy", "uniform", "nearest")
+
+
+class DiscriminativeSampling(Method):
+    """A small network proposes the negative classes of an anchor class, and is rewarded where the loss is high.
+
+    pi(c | a) = softmax over c != a of g([e_a; e_c; e_a . e_c]), with e a moving average of the class centroids.
+    A batch is a random class a and P - 1 others, drawn from pi(. | a) without replacement. The embedding learns by
+    the N-pair loss of the batch; each drawn class c gets the reward r_c = min(log(1 + exp(z.z_c - z.z+)), clip), the
+    N-pair loss of a and c alone, and g descends -mean_c (r_c - r) log pi(c | a, those drawn before), r a running mean.
+
+    After the abstract: two networks trained at once, the sampler from the relations among samples, N-pair as the
+    metric loss. Reconstructed: classes rather than images, the policy's form, REINFORCE, reward per class, and one
+    optimiser for both networks (g's gradient comes from its own term only, the embedding's from none of it). The
+    N-pair weight l2 is that of third-party code, cosine similarity at test time a default, as are all other numbers.
+
+    Args:
+        l2: weight of N-pair's penalty on squared lengths.
+        sampler: policy, or for controls uniform or nearest (centroids).
+        clip: largest reward, so that wrongly labelled images do not attract the policy.
+        hidden: width of g.
+        policy_lr: learning rate of g.
+        centroid_momentum: of the moving average of centroids, per batch that holds the class.
+        reward_momentum: of the running mean of rewards, per batch.
+    """
+
+    title = "DE-DSP (after the abstract)"
+    card = "09"
+    paper = (
+        "Duan, Chen, Lu, Zhou, Deep Embedding Learning with Discriminative Sampling Policy, "
+        "CVPR 2019"
+    )
+    kind = "N-pair loss, classes proposed by a learned policy"
+    certainty = "low: after the abstract"
+    controls = {
+        "uniform sampler": {"sampler": "uniform"},
+        "fixed hard classes": {"sampler": "nearest"},
+    }
+    unit = False
+
+    def __init__(
+        self,
+        network: Network,
+        task: Task,
+        *,
+        l2: float = 0.02,
+        sampler: str = "policy",
+        clip: float = 5.0,
+        hidden: int = 32,
+        policy_lr: float = 1e-2,
+        centroid_momentum: float = 0.5,
+        reward_momentum: float = 0.9,
+    ):
+        super().__init__(network, task)
+        if sampler not in SAMPLERS:
+            raise unknown("sampler", sampler, SAMPLERS)
+        self.l2, self.sampler, self.clip, self.own_lr = l2, sampler, clip, policy_lr
+        self.centroid_momentum, self.reward_momentum = centroid_momentum, reward_momentum
+        self.policy = Policy(network.embedding_size, hidden)
+        self.centroids: Tensor  # [C, D], of unit embeddings; shorter than 1
+        self.usable: Tensor  # [C], classes with two images or more
+        self.mean_reward: Tensor  # the reward of a tuple whose images all look alike, to begin with
+        self.register_buffer("centroids", torch.zeros(task.classes, network.embedding_size))
+        self.register_buffer("usable", torch.ones(task.classes, dtype=torch.bool))
+        self.register_buffer("mean_reward", torch.tensor(2.0).log())
+
+    def plan(
+        self,
+        epoch: int,
+        labels: np.ndarray,
+        p: int,
+        k: int,
+        rng: np.random.Generator,
+        embed_all: EmbedAll,
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        steps = sum(1 for _ in pk_batches(labels, p, k, rng))
+        sizes = np.bincount(labels, minlength=len(self.centroids))
+        members = np.split(np.argsort(labels, kind="stable"), sizes.cumsum()[:-1])
+        if epoch == 0:
+            self.usable.copy_(torch.from_numpy(sizes >= 2))
+            f, y = F.normalize(embed_all()), torch.from_numpy(labels)
+            self._move_centroids(f.to(self.usable.device), y.to(self.usable.device), momentum=0.0)
+        for _ in range(steps):
+            classes = self.propose(p, rng)
+            images = [np.resize(rng.permutation(members[c]), k) for c in classes]
+            yield np.concatenate(images), 0
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Of a batch as `plan` makes it: K images of each class together, the anchor class first."""
+        z, y = self.embed(batch.images), batch.labels
+        classes = torch.unique_consecutive(y)
+        pairs = class_pairs(z, len(classes))
+        own = classes.repeat_interleave(2)
+        rounds = [npair(pair.flatten(0, 1), own, l2=self.l2) for pair in pairs.unbind(1)]
+        terms = {"npair": torch.stack(rounds).mean()}
+        rewards = z.new_zeros(0)
+        if self.sampler == "policy":
+            rewards = tuple_losses(pairs.detach()).clamp_max(self.clip)
+            log_pi = draw_log_probabilities(self.logits(classes[0]), classes[1:])
+            terms["policy"] = -((rewards - self.mean_reward) * log_pi).mean()
+        self._latest = F.normalize(z.detach()), y, rewards
+        return terms
+
+    def after_step(self) -> None:
+        f, y, rewards = self._latest
+        self._move_centroids(f, y, self.centroid_momentum)
+        if len(rewards):
+            self.mean_reward.lerp_(rewards.mean(), 1 - self.reward_momentum)
+
+    def similarity(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        return pairwise_similarity(F.normalize(queries), F.normalize(gallery))
+
+    def logits(self, anchor: int | Tensor) -> Tensor:
+        """What classes are drawn by beside an anchor class, [C]; -inf for itself and for classes of one image."""
+        e = F.normalize(self.centroids)
+        match self.sampler:
+            case "policy":
+                logits = self.policy(e[anchor], e)
+            case "nearest":
+                logits = e @ e[anchor]
+            case _:
+                logits = e.new_zeros(len(e))
+        possible = self.usable & (torch.arange(len(e), device=e.device) != anchor)
+        return logits.masked_fill(~possible, -torch.inf)
+
+    @torch.no_grad()
+    def propose(self, p: int, rng: np.random.Generator) -> list[int]:
+        """P different classes: a random anchor class, then the others in the order in which they are drawn."""
+        anchor = int(rng.choice(np.flatnonzero(self.usable.cpu().numpy())))
+        logits = self.logits(anchor).cpu().numpy()
+        if self.sampler != "nearest":
+            # Adding Gumbel noise and taking the largest is drawing from the softmax without replacement.
+            logits = logits + rng.gumbel(size=len(logits))
+        return [anchor, *map(int, np.argsort(-logits, kind="stable")[: p - 1])]
+
+    @torch.no_grad()
+    def _move_centroids(self, f: Tensor, y: Tensor, momentum: float) -> None:
+        sums = torch.zeros_like(self.centroids).index_add_(0, y, f)
+        counts = torch.bincount(y, minlength=len(sums))[:, None]
+        means = sums / counts.clamp_min(1)
+        self.centroids.lerp_(means, (1 - momentum) * (counts > 0))
+
+
+class Policy(nn.Module):
+    """The network g: a score for a class c beside an anchor class a, from [e_a; e_c; e_a . e_c].
+
+    Its last layer starts at zero, so that before any reward all classes are proposed alike.
+    """
+
+    def __init__(self, size: int, hidden: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * size + 1, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        )
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, anchor: Tensor, classes: Tensor) -> Tensor:
+        """Scores [C] of class vectors [C, D] beside an anchor class' vector [D]."""
+        affinity = classes @ anchor
+        given = torch.cat([anchor.expand_as(classes), classes, affinity[:, None]], 1)
+        return self.layers(given)[:, 0]
+
+
+def class_pairs(embeddings: Tensor, classes: int) -> Tensor:
+    """The K images of each class as K/2 pairs of anchor and positive, [P, K/2, 2, D]; an odd last one is left out."""
+    z = embeddings.unflatten(0, (classes, -1))
+    even = z.shape[1] // 2 * 2
+    return z[:, :even].unflatten(1, (-1, 2))
+
+
+def tuple_losses(pairs: Tensor) -> Tensor:
+    """N-pair loss of the first class with each other class alone, log(1 + exp(z.z_c - z.z+)), [P - 1].
+
+    Args:
+        pairs: of `class_pairs`, [P, M, 2, D]; the mean is over the M.
+
+    >>> pairs = torch.tensor([[[[1., 0.], [1., 0.]]], [[[9., 9.], [1., 5.]]]])
+    >>> tuple_losses(pairs)  # log 2: the other class' positive is as near as the own
+    tensor([0.6931])
+    """
+    similarity = (pairs[0, :, 0] * pairs[:, :, 1]).sum(2)
+    return F.softplus(similarity[1:] - similarity[0]).mean(1)
+
+
+def draw_log_probabilities(logits: Tensor, drawn: Tensor) -> Tensor:
+    """log pi of each draw, given those before it, when classes are drawn without replacement, [n].
+
+    Args:
+        logits: [C], -inf for a class that cannot be drawn.
+        drawn: n different classes, in the order of drawing.
+
+    >>> draw_log_probabilities(torch.zeros(4), torch.tensor([2, 0])).exp()
+    tensor([0.2500, 0.3333])
+    """
+    now = F.one_hot(drawn, len(logits))
+    taken = (now.cumsum(0) - now).bool()
+    return logits[drawn] - logits.expand(len(drawn), -1).masked_fill(taken, -torch.inf).logsumexp(1)
