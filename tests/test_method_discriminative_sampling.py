@@ -245,23 +245,23 @@ def test_a_policy_without_experience_is_the_uniform_sampler(inputs):
 def test_uniform_classes_meet_alike_and_a_policy_draws_by_its_probabilities():
     method, rng = build(), np.random.default_rng(0)
     method.centroids.copy_(torch.eye(6, 8))
-    drawn = np.array([method.propose(3, rng) for _ in range(1500)])
-    assert np.bincount(drawn[:, 0]) / 1500 == pytest.approx(1 / 6, abs=0.03)
-    assert np.bincount(drawn[:, 2]) / 1500 == pytest.approx(1 / 6, abs=0.03)
+    drawn = np.array([method.propose(3, rng) for _ in range(800)])
+    assert np.bincount(drawn[:, 0]) / 800 == pytest.approx(1 / 6, abs=0.05)
+    assert np.bincount(drawn[:, 2]) / 800 == pytest.approx(1 / 6, abs=0.05)
     torch.manual_seed(1)
     torch.nn.init.normal_(method.policy.layers[-1].weight, std=2)
-    drawn = np.array([method.propose(3, rng) for _ in range(4000)])
+    drawn = np.array([method.propose(3, rng) for _ in range(2000)])
     for anchor in (0, 3):
         rows = drawn[drawn[:, 0] == anchor]
         logits = method.logits(anchor).detach()
         share = np.bincount(rows[:, 1], minlength=6) / len(rows)
-        assert share == pytest.approx(logits.softmax(0).numpy(), abs=0.06)
+        assert share == pytest.approx(logits.softmax(0).numpy(), abs=0.08)
         assert share[anchor] == 0 and share.max() > 0.25
         for second in itertools.islice(itertools.permutations(range(6), 2), 8):
             if anchor not in second:
                 expected = draw_log_probabilities(logits, torch.tensor(second)).sum().exp()
                 seen = (rows[:, 1:] == second).all(1).mean()
-                assert seen == pytest.approx(expected.item(), abs=0.06)
+                assert seen == pytest.approx(expected.item(), abs=0.08)
 
 
 def test_fixed_hard_classes_are_the_nearest_centroids():
