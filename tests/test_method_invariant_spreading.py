@@ -184,12 +184,12 @@ def test_training_singles_out_the_other_view(inputs):
 
 
 def test_coinciding_views_are_counted_and_only_spread(inputs):
-    """One cached view makes both views the same; two cached views half of them."""
+    """One cached view makes both views the same; with two, the views of an image are different ones."""
     cache = inputs.plain(torch.arange(40)).numpy()[None].astype(np.float16)
-    for cached, expected in ((cache, 1.0), (np.concatenate([cache, cache[..., ::-1]]), 0.5)):
+    for cached, expected in ((cache, 1.0), (np.concatenate([cache, cache[..., ::-1]]), 0.0)):
         method = build()
         train(method, Activations(inputs.images, cached), LABELS, RECIPE, 0)
-        assert method.coinciding == pytest.approx(expected, abs=0.15)
+        assert method.coinciding == expected
     assert build().coinciding == 0
     z = features(0).detach()[:5].repeat(2, 1).requires_grad_()
     f = F.normalize(z)

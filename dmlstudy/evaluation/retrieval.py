@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from dmlstudy.errors import StudyError
+from dmlstudy.evaluation.ranks import Ranks
+from dmlstudy.geometry import pairwise_similarity as inner_product
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 BLOCK = 2**24  # similarities held at once: 64 MB of float32
-
-
-def inner_product(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Cosine similarity [Q, G] of unit rows."""
-    return queries @ gallery.T
+SIDE = 1024  # queries in a block of a symmetric search
+PAIRS = 2**22  # positive pairs held at once
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,23 @@ def retrieve(
     gallery_labels = query_labels if gallery_labels is None else gallery_labels
     _check("query", query, query_labels)
     _check("gallery", gallery, gallery_labels)
+    classes, order = gallery_labels.sort(stable=True)
+    first = torch.searchsorted(classes, query_labels)
+    members = torch.searchsorted(classes, query_labels, right=True) - first
+    search = _Search(query, gallery, similarity, alone, max(ks), order, first, members)
+    blocks = _by_block_pairs(search) if _symmetric(search) else _by_rows(search)
     parts = []
-    for start, s, same in _blocks(query, query_labels, gallery, gallery_labels, similarity, alone):
-        positives = same.sum(1)
-        kept = positives > 0
-        if not kept.any():
-            continue
-        s, same, positives = s[kept], same[kept], positives[kept]
-        hits = _hit_rates(s, same, ks)
-        precision, mean_precision = _precisions(s, same, positives)
-        rows = start + kept.nonzero()[:, 0]
-        parts.append((rows, *hits, precision, mean_precision))
+    for rows, ranks in blocks:
+        if ranks.scored.any():
+            parts.append((rows[ranks.scored], *ranks.hit_rates(ks), *ranks.precisions()))
     if not parts:
         raise StudyError(
             "No query has another image of its class to find: every test class has one image."
         )
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    order = columns[0].argsort()
     rows, expected, optimistic, pessimistic, precision, mean_precision = (
-        torch.cat(column) for column in zip(*parts, strict=True)
+        column[order] for column in columns
     )
     return Retrieval(
         labels=query_labels[rows],
@@ -118,12 +118,16 @@ def neighbours(
 
     Without a gallery the queries search each other, each without itself. Fewer than k where there are fewer.
     """
-    unlabelled = torch.zeros(len(query), dtype=torch.long)
     other = query if gallery is None else gallery
-    labels = torch.zeros(len(other), dtype=torch.long)
-    blocks = _blocks(query, unlabelled, other, labels, similarity, gallery is None)
     k = min(k, len(other) - (gallery is None))
-    values, positions = zip(*(s.topk(k) for _, s, _ in blocks), strict=True)
+    step = max(1, BLOCK // len(other))
+    found = []
+    for start in range(0, len(query), step):
+        s = _similarities(query[start : start + step], other, similarity)
+        if gallery is None:
+            s.diagonal(start).fill_(-torch.inf)
+        found.append(s.topk(k))
+    values, positions = zip(*found, strict=True)
     return torch.cat(values), torch.cat(positions)
 
 
@@ -140,96 +144,117 @@ def _check(name: str, rows: Tensor, labels: Tensor) -> None:
         )
 
 
-def _blocks(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor,
-    gallery_labels: Tensor,
-    similarity: Similarity,
-    alone: bool,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(first row, similarities [b, G], same class [b, G]) for blocks of queries; self pairs are at -inf."""
-    step = max(1, BLOCK // len(gallery))
-    for start in range(0, len(query), step):
-        s = similarity(query[start : start + step], gallery).float()
-        # No comparison with NaN is true, so it would pass for a best positive without any rival.
-        if not s.isfinite().all():
-            raise StudyError(
-                "The ranking similarity is not finite for some pairs: check the method's `similarity`, or lower "
-                "the learning rate."
-            )
-        same = query_labels[start : start + step, None] == gallery_labels[None, :]
-        if alone:
-            row = torch.arange(len(s))
-            s[row, start + row] = -torch.inf
-            same[row, start + row] = False
-        yield start, s, same
+def _similarities(query: Tensor, gallery: Tensor, similarity: Similarity) -> Tensor:
+    s = similarity(query, gallery).float()
+    # No comparison with NaN is true, so it would pass for a best positive without any rival.
+    if not (s.amin().isfinite() and s.amax().isfinite()):
+        raise StudyError(
+            "The ranking similarity is not finite for some pairs: check the method's `similarity`, or lower "
+            "the learning rate."
+        )
+    return s
 
 
-def _hit_rates(s: Tensor, same: Tensor, ks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected, optimistic, pessimistic R@K, each [b, len(ks)]; counting suffices, nothing is sorted.
+@dataclass(frozen=True)
+class _Search:
+    """What is searched, and where the positives of each query are: next to each other in `order`.
 
-    With the best positive at s*, `ahead` negatives above it and `n` negatives and `q` positives exactly at
-    it, R@K misses if all of the r = K - ahead places left go to the n tied negatives: C(n, r) / C(n + q, r).
+    Attributes:
+        alone: the queries search each other, each without itself.
+        deepest: the largest K of R@K.
+        order: [G] gallery positions, class by class.
+        first: [Q] where in `order` the class of each query begins.
+        members: [Q] gallery items of its class, the query itself included where it is one.
     """
-    of_positives = s.masked_fill(~same, -torch.inf)
-    best = of_positives.amax(1, keepdim=True)
-    ahead = _count(s.clone().gt_(best))
-    q = _count(of_positives.eq_(best))
-    n = _count(s.clone().eq_(best)) - q
-    places = torch.tensor(list(ks)) - ahead
-    miss = torch.where(places > n, 0.0, _all_negative(n, q, places.clamp_min(0)))
-    reached = places > 0
-    return (
-        torch.where(reached, 1 - miss, 0.0),
-        reached.double(),
-        (places > n).double(),
-    )
+
+    query: Tensor
+    gallery: Tensor
+    similarity: Similarity
+    alone: bool
+    deepest: int
+    order: Tensor
+    first: Tensor
+    members: Tensor
+
+    def positives(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """(row, place in `order`) of every positive of the queries at positions [b]."""
+        members = self.members[queries]
+        row = torch.arange(len(queries)).repeat_interleave(members)
+        within = torch.arange(len(row)) - (members.cumsum(0) - members)[row]
+        place = self.first[queries][row] + within
+        if self.alone:
+            other = self.order[place] != queries[row]
+            row, place = row[other], place[other]
+        return row, place
 
 
-def _count(marks: Tensor) -> Tensor:
-    """Ones per row, [b, 1]; summing float marks is several times faster than summing booleans."""
-    return marks.sum(1, keepdim=True).long()
+def _by_rows(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
+    """(positions [b], ranks) for blocks of queries, each against the whole gallery: any similarity."""
+    most = max(1, int(search.members.max()))
+    step = max(1, min(BLOCK // len(search.gallery), PAIRS // most))
+    for start in range(0, len(search.query), step):
+        s = _similarities(search.query[start : start + step], search.gallery, search.similarity)
+        if search.alone:
+            s.diagonal(start).fill_(-torch.inf)
+        queries = torch.arange(start, start + len(s))
+        row, place = search.positives(queries)
+        ranks = Ranks(s, row, search.order[place], search.deepest)
+        ranks.count(s)
+        yield queries, ranks
 
 
-def _all_negative(n: Tensor, q: Tensor, r: Tensor) -> Tensor:
-    """C(n, r) / C(n + q, r): the chance that r draws from n negatives and q positives are all negative."""
-    n, q, r = n.double(), q.double(), torch.minimum(r, n).double()
-    log = (n + 1).lgamma() - (n - r + 1).lgamma() - (n + q + 1).lgamma() + (n + q - r + 1).lgamma()
-    return log.exp()
+def _symmetric(search: _Search) -> bool:
+    """Whether one product may serve both of its sides: the plain inner product of queries among themselves.
 
-
-def _precisions(s: Tensor, same: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-    """Expected R-precision and MAP@R of each query, [b], where R is its number of positives.
-
-    In a tie group of m items, q of them positive, that starts after a items with p positives, place j = 1..m
-    holds a positive with chance q/m and then has on average p + 1 + (j - 1)(q - 1)/(m - 1) positives up to it.
+    Their positives must fit in memory all at once, and no product may overflow, which is not checked block
+    by block: |x . y| <= |x| |y| bounds its partial sums too.
     """
-    deepest = int(positives.max())
-    values, order = s.topk(deepest)
-    relevant = same.gather(1, order).double()
-    place = torch.arange(deepest).expand_as(order)
-    within = place < positives[:, None]
+    if search.similarity is not inner_product or not search.alone:
+        return False
+    fits = int(search.members.max()) <= SIDE and int(search.members.sum()) <= PAIRS
+    longest = search.query.double().norm(dim=1).max()
+    return fits and bool(longest**2 < torch.finfo(search.query.dtype).max / 2)
 
-    new_group = torch.ones_like(relevant, dtype=torch.bool)
-    new_group[:, 1:] = values[:, 1:] != values[:, :-1]
-    # Where each place's tie group starts, how many positives lie before it, and what the group holds.
-    a = torch.where(new_group, place, 0).cummax(1).values
-    before = relevant.cumsum(1) - relevant
-    p = before.gather(1, a)
-    group = new_group.cumsum(1) - 1
-    m = torch.zeros_like(relevant).scatter_add(1, group, torch.ones_like(relevant))
-    q = torch.zeros_like(relevant).scatter_add(1, group, relevant)
-    # The group at the boundary may go on beyond the places fetched: count it in the whole row.
-    last = values[:, -1:]
-    at_last = s.clone().eq_(last)
-    end = group[:, -1:]
-    m.scatter_(1, end, _count(at_last).double())
-    q.scatter_(1, end, _count(at_last.mul_(same)).double())
-    m, q = m.gather(1, group), q.gather(1, group)
 
-    j = (place - a).double()
-    seen = p + 1 + j * (q - 1) / (m - 1).clamp_min(1)
-    chance = q / m * within
-    r = positives.double()
-    return chance.sum(1) / r, (chance * seen / (place + 1)).sum(1) / r
+def _by_block_pairs(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
+    """(positions [b], ranks) for blocks of whole classes; the product of two blocks serves both.
+
+    The positives of a block lie within it, so its own product comes first and gives the levels. All products
+    have one shape, rows of zeros filling the last: how a product is rounded may depend on the shape, and equal
+    vectors must have equal similarities.
+    """
+    bounds = _class_bounds(search)
+    side = -(-max(end - start for start, end in pairwise(bounds)) // 64) * 64
+    blocks = [search.order[start:end] for start, end in pairwise(bounds)]
+
+    def rows(block: Tensor) -> Tensor:
+        padded = search.query.new_zeros(side, search.query.shape[1])
+        padded[: len(block)] = search.query[block]
+        return padded
+
+    every = []
+    for start, block in zip(bounds, blocks, strict=False):
+        x = rows(block)
+        s = (x @ x.T)[: len(block), : len(block)].float()
+        s.diagonal().fill_(-torch.inf)
+        row, place = search.positives(block)
+        ranks = Ranks(s, row, place - start, search.deepest)
+        ranks.count(s)
+        every.append(ranks)
+    for i, block in enumerate(blocks):
+        x = rows(block)
+        for j in range(i + 1, len(blocks)):
+            s = (x @ rows(blocks[j]).T)[: len(block), : len(blocks[j])].float()
+            every[i].count(s)
+            every[j].count(s.T)
+    yield from zip(blocks, every, strict=True)
+
+
+def _class_bounds(search: _Search) -> list[int]:
+    """Where to cut `order` into nearly equal parts of about `SIDE` without cutting a class."""
+    n = len(search.order)
+    starts = torch.cat([search.first.unique(), torch.tensor([n])])
+    parts = -(-n // SIDE)
+    targets = torch.arange(parts + 1) * n // parts
+    bounds: list[int] = starts[torch.searchsorted(starts, targets)].unique().tolist()
+    return bounds

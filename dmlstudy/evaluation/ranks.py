@@ -1,0 +1,169 @@
+"""Where the positives of each query rank: counted while blocks of similarities stream past, nothing is sorted.
+
+All scores of retrieval follow from two numbers per positive: how many items lie ahead of it, and how many lie
+exactly level with it. Only items as near as the farthest positive that still matters are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Similarities searched at once: a block in the cache, and little memory where everything ties.
+ROWS = 256
+COLUMNS = 2048
+
+
+class Ranks:
+    """Counts for one block of queries. `levels` are the distinct similarities of a query's positives.
+
+    Attributes:
+        positives: [b] number of positives of each query, its R.
+        row: [L] the query of each level; levels lie query by query, each query's rising.
+        at: [L] positives at the level.
+        level: [L] items at the level, positives among them.
+        above: [L] items above the level but below the query's next one.
+    """
+
+    def __init__(self, first: Tensor, row: Tensor, column: Tensor, deepest: int) -> None:
+        """Reads the levels; counts nothing yet.
+
+        Args:
+            first: [b, m] similarities that include those of every positive.
+            row: [P] query of each positive, rising.
+            column: [P] where it is in `first`.
+            deepest: the largest K of R@K.
+        """
+        self.positives = torch.bincount(row, minlength=len(first))
+        keys = _keys(row, first[row, column]).sort().values
+        self._keys, self.at = keys.unique_consecutive(return_counts=True)
+        self.row = (self._keys + 2**31) >> 32
+        self._values = _values(self._keys - (self.row << 32))
+        self._end = torch.bincount(self.row, minlength=len(first)).cumsum(0)
+        self.above, self.level = torch.zeros(2, len(self.row), dtype=torch.long)
+        self.scored = self.positives > 0
+        self.best = self._end[self.scored] - 1
+
+        # R-precision and MAP@R see the R nearest, R@K the best positive among the K nearest.
+        self.depth = self.positives[self.row]
+        self.depth[self.best] = self.depth[self.best].clamp_min(deepest)
+        self._lowest = self._end - torch.bincount(
+            self.row[self._values >= self._reached(first)[self.row]], minlength=len(first)
+        )
+        self._lowest[self.scored] = torch.minimum(self._lowest[self.scored], self.best)
+        self._set_cutoffs()
+
+    def _reached(self, first: Tensor) -> Tensor:
+        """[b] a similarity that at least R items reach: positives below it are not among the R nearest."""
+        r, first = int(self.positives.max()), first[:, :COLUMNS]
+        if not 0 < r < first.shape[1]:
+            return first.new_full((len(first),), -torch.inf)
+        # Several times faster than topk or kthvalue of torch; the largest R of the block serves all its rows.
+        place = first.shape[1] - r
+        return torch.from_numpy(np.partition(first.numpy(), place, axis=1)[:, place].copy())
+
+    def count(self, s: Tensor) -> None:
+        """Count the items of similarities [b, m]; every item has to come once, a query itself never."""
+        for part in s.split(COLUMNS, 1):
+            self._count(part)
+
+    def _count(self, s: Tensor) -> None:
+        # Most rows of most blocks hold nothing near enough, and the maximum tells.
+        reaching = (s.amax(1) >= self._cutoff).nonzero()[:, 0]
+        if not len(reaching):
+            return
+        for rows in reaching.split(ROWS):
+            near = s[rows]
+            i, j = (near >= self._cutoff[rows, None]).nonzero(as_tuple=True)
+            keys = _keys(rows[i], near[i, j])
+            # The query's highest level that the item reaches: there is one, it passed the cutoff.
+            reached = torch.searchsorted(self._keys, keys, right=True) - 1
+            tied = self._keys[reached] == keys
+            self.level += torch.bincount(reached[tied], minlength=len(self.level))
+            self.above += torch.bincount(reached[~tied], minlength=len(self.above))
+        live = torch.bincount(self.row[self.ahead() < self.depth], minlength=len(s))
+        self._lowest = torch.maximum(self._lowest, self._end - live)
+        self._set_cutoffs()
+
+    def ahead(self) -> Tensor:
+        """[L] items so far that are nearer than the level; too few where that is beyond `depth`."""
+        return self._later(self.level + self.above) + self.above
+
+    def _later(self, counts: Tensor) -> Tensor:
+        """[L] the sum of counts [L] over the higher levels of the same query."""
+        total = counts.cumsum(0)
+        return total[self._end - 1][self.row] - total
+
+    def _set_cutoffs(self) -> None:
+        """Only items at or above a query's lowest level within `depth` are counted from here on."""
+        alive = self._lowest < self._end
+        self._cutoff = torch.full(alive.shape, torch.inf)
+        self._cutoff[alive] = self._values[self._lowest[alive]]
+
+    def hit_rates(self, ks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Expected, optimistic, pessimistic R@K, each [scored, len(ks)].
+
+        With the best positive at s*, `ahead` negatives above it and `n` negatives and `q` positives exactly
+        at it, R@K misses if all of the r = K - ahead places left go to the n tied: C(n, r) / C(n + q, r).
+        """
+        ahead, q = self.ahead()[self.best, None], self.at[self.best, None]
+        n = self.level[self.best, None] - q
+        places = torch.tensor(list(ks)) - ahead
+        miss = torch.where(places > n, 0.0, _all_negative(n, q, places.clamp_min(0)))
+        reached = places > 0
+        return (
+            torch.where(reached, 1 - miss, 0.0),
+            reached.double(),
+            (places > n).double(),
+        )
+
+    def precisions(self) -> tuple[Tensor, Tensor]:
+        """Expected R-precision and MAP@R, each [scored], where R is a query's number of positives.
+
+        A level of m items, q of them positive, starts after a items with p positives. Its place j = 1..m holds
+        a positive with chance q/m and then has on average p + 1 + (j - 1) d positives up to it, where
+        d = (q - 1)/(m - 1). Of its places the first t lie within R; the precisions there sum to
+
+            sum_j=1..t (p + 1 + (j - 1) d) / (a + j)  =  t d + (p + 1 - (a + 1) d) (H_{a+t} - H_a)
+
+        with the harmonic numbers H.
+        """
+        r = self.positives[self.row]
+        a = torch.minimum(self.ahead(), r)
+        counted = torch.arange(len(r)) >= self._lowest[self.row]
+        t = torch.minimum(self.level, r - a) * counted
+        m, q, p = self.level.clamp_min(1), self.at, self._later(self.at)
+        d = (q - 1) / (m - 1).clamp_min(1).double()
+        harmonic = torch.zeros(int(self.positives.max()) + 1, dtype=torch.float64)
+        harmonic[1:] = (1 / torch.arange(1, len(harmonic), dtype=torch.float64)).cumsum(0)
+        seen = t * d + (p + 1 - (a + 1) * d) * (harmonic[a + t] - harmonic[a])
+        chance = q / (m * r).double()
+        sums = torch.zeros(2, len(self.positives), dtype=torch.float64)
+        sums.index_add_(1, self.row, torch.stack([chance * t, chance * seen]))
+        precision, mean_precision = sums[:, self.scored]
+        return precision, mean_precision
+
+
+def _keys(row: Tensor, value: Tensor) -> Tensor:
+    """int64 that sort by row, then by float32 value, exactly; equal values (0 and -0 too) have equal keys.
+
+    The bits of floats, read as integers, rise with a positive value and fall with a negative one.
+    """
+    bits = (value + 0.0).view(torch.int32)
+    return (row << 32) + (bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
+def _values(low: Tensor) -> Tensor:
+    """float32 back from the value part of a key."""
+    bits = low.int()
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+def _all_negative(n: Tensor, q: Tensor, r: Tensor) -> Tensor:
+    """C(n, r) / C(n + q, r): the chance that r draws from n negatives and q positives are all negative."""
+    n, q, r = n.double(), q.double(), torch.minimum(r, n).double()
+    log = (n + 1).lgamma() - (n - r + 1).lgamma() - (n + q + 1).lgamma() + (n + q - r + 1).lgamma()
+    return log.exp()
