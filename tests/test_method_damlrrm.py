@@ -92,24 +92,24 @@ def test_two_coinciding_images_are_joined_first():
 # --- the loss
 
 
-def naive(x, y, margin, edges):
+def naive(x, y, margin, scale, edges):
     terms = []
     for i, j in edges.nonzero().tolist():
-        push = [((x[i] - x[j]).norm() - (x[i] - x[n]).norm() + margin).exp()
+        push = [(scale * ((x[i] - x[j]).norm() - (x[i] - x[n]).norm() + margin)).exp()
                 for n in range(len(y)) if y[n] != y[i]]  # fmt: skip
         terms.append(torch.log(1 + sum(push)))
-    return sum(terms) / len(terms)
+    return sum(terms) / len(terms) / scale
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.7])
+@pytest.mark.parametrize(("margin", "scale"), [(0.0, 1.0), (0.7, 1.0), (0.2, 5.0)])
 @pytest.mark.parametrize("seed", range(3))
-def test_loss_equals_the_loop(seed, margin):
+def test_loss_equals_the_loop(seed, margin, scale):
     x, y = batch(seed)
     tree = minimum_spanning_trees(pairwise_distance(x.detach()), y)
     everything, _ = pair_masks(y)
     for given, edges in ((None, tree), (tree, tree), (everything, everything)):
-        ours = spanning_tree(x, y, margin=margin, edges=given)
-        other = naive(x, y, margin, edges)
+        ours = spanning_tree(x, y, margin=margin, scale=scale, edges=given)
+        other = naive(x, y, margin, scale, edges)
         torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-9)
         a, b = (torch.autograd.grad(v, x, retain_graph=True)[0] for v in (ours, other))
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -234,14 +234,14 @@ def test_controls_change_the_edges_only(inputs):
     f, y = tree.embed(given.images), given.labels
     positive, _ = pair_masks(y)
     values = [m.loss(given)["spanning tree"] for m in (tree, one, everything)]
-    assert values[0] == values[1] == spanning_tree(f, y)
-    assert values[2] == spanning_tree(f, y, edges=positive)
+    assert values[0] == values[1] == spanning_tree(f, y, scale=tree.scale)
+    assert values[2] == spanning_tree(f, y, scale=tree.scale, edges=positive)
     torch.manual_seed(3)
     edges = minimum_spanning_trees(torch.rand(48, 48), y)
     assert_trees(edges, y)
     torch.manual_seed(3)
     first, second = (random.loss(given)["spanning tree"] for _ in range(2))
-    assert first == spanning_tree(f, y, edges=edges) and first != second
+    assert first == spanning_tree(f, y, scale=tree.scale, edges=edges) and first != second
     assert values[0] < min(first, second)  # of all trees, the minimum has the shortest edges
 
 

@@ -246,6 +246,13 @@ DEVIATIONS = {
         "own parameters (learning rate 0.01)",
     ],
     "damlrrm": ["batch composition"],
+    "hdml": [
+        "state besides gradient descent",
+        "ranking distance",
+        "parameter groups",
+        "embeddings not normalised",
+        "own parameters (learning rate 0.01)",
+    ],
     "divide_and_conquer": ["batch composition"],
     "invariant_spreading": ["batch composition", "2 views per image"],
     "snr": ["ranking distance", "embeddings not normalised"],

@@ -8,21 +8,28 @@ from dmlstudy.geometry import pair_masks, pairwise_distance
 
 
 def spanning_tree(
-    embeddings: Tensor, labels: Tensor, *, margin: float = 0.2, edges: Tensor | None = None
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 0.2,
+    scale: float = 1.0,
+    edges: Tensor | None = None,
 ) -> Tensor:
     """Each class is held together along its minimum spanning tree, so it must be connected but not compact.
 
     Xu, Yang, Deng, Zheng, "Deep Asymmetric Metric Learning via Rich Relationship Mining", CVPR 2019. With d the
     Euclidean distance, T the edges of all classes' trees, each taken in both directions, N_i the negatives of i:
 
-        L = 1 / (2 |T|) sum_{(i, j) in T} log(1 + sum_{n in N_i} exp(d_ij - d_in + m))
+        L = 1 / (2 |T| s) sum_{(i, j) in T} log(1 + sum_{n in N_i} exp(s (d_ij - d_in + m)))
 
-    The tree is the paper's; the loss on its edges is a reconstruction.
+    The tree is the paper's; the loss on its edges is a reconstruction. With s = 1 all negatives of unit embeddings
+    weigh nearly the same, as their distances differ by less than 2; the larger s, the more the nearest ones count.
 
     Args:
         embeddings: [B, D], expects unit rows.
         labels: [B].
         margin: m.
+        scale: s.
         edges: symmetric, boolean [B, B]; minimum spanning trees of d when left out.
 
     Returns:
@@ -40,8 +47,8 @@ def spanning_tree(
     if not (edges.any() and negative.any()):
         return embeddings.sum() * 0
     i, j = edges.nonzero(as_tuple=True)
-    nearness = (-d).masked_fill(~negative, -torch.inf).logsumexp(1)
-    return F.softplus(d[i, j] + margin + nearness[i]).mean()
+    nearness = (-scale * d).masked_fill(~negative, -torch.inf).logsumexp(1)
+    return F.softplus(scale * (d[i, j] + margin) + nearness[i]).mean() / scale
 
 
 def minimum_spanning_trees(costs: Tensor, labels: Tensor) -> Tensor:

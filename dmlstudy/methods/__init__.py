@@ -11,6 +11,7 @@ from dmlstudy.methods.density_aware import DensityAware
 from dmlstudy.methods.discriminative_sampling import DiscriminativeSampling
 from dmlstudy.methods.divide_and_conquer import DivideAndConquer
 from dmlstudy.methods.fastap import FastAP
+from dmlstudy.methods.hdml import HDML
 from dmlstudy.methods.invariant_spreading import InvariantSpreading
 from dmlstudy.methods.multi_similarity import MultiSimilarity
 from dmlstudy.methods.product_quantisation import ProductQuantisation
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Method]] = {
     "invariant_spreading": InvariantSpreading,
     "snr": SNR,
     "damlrrm": DAMLRRM,
+    "hdml": HDML,
     "soft_triple": SoftTriple,
     "triplet_batch_hard": TripletBatchHard,
 }
