@@ -140,6 +140,33 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate(x, y).metrics == pytest.approx(whole, rel=1e-5)  # AUROC bins follow block one
 
 
+@pytest.mark.parametrize(
+    ("apart", "pairs"), [(False, 10**6), (False, 60), (True, 60)], ids=["pairs", "alone", "apart"]
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_every_walk_over_blocks_gives_the_scores_of_whole_rows(
+    seed: int, apart: bool, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Duplicates, one-image classes, queries without positives, a block cut off in its middle."""
+    g = torch.Generator().manual_seed(seed)
+    x = F.normalize(torch.randn(120, 8, generator=g))
+    x[torch.randperm(120, generator=g)[:40]] = x[:40].clone()
+    y = torch.randint(30, (120,), generator=g) * 2**25
+    split = (x[:50], y[:50], x[50:], y[50:]) if apart else (x, y)
+    whole = retrieve(*split, similarity=lambda a, b: a @ b.T, ks=(1, 3, 50))
+    monkeypatch.setattr(evaluation.retrieval, "WIDTH", 16)
+    monkeypatch.setattr(evaluation.retrieval, "SIDE", 11)
+    monkeypatch.setattr(evaluation.retrieval, "PAIRS", pairs)
+    blocked = retrieve(*split, ks=(1, 3, 50))
+    assert blocked.excluded == whole.excluded
+    assert blocked.queries.tolist() == whole.queries.tolist()
+    for name in ("r_precision", "map_at_r"):
+        torch.testing.assert_close(getattr(blocked, name), getattr(whole, name))
+    for k in whole.hits:
+        torch.testing.assert_close(blocked.hits[k], whole.hits[k])
+        torch.testing.assert_close(blocked.optimistic[k], whole.optimistic[k])
+
+
 def test_labels_are_compared_exactly() -> None:
     """2^24 and 2^24 + 1 are one number in float32."""
     x, y = clustered(2)

@@ -65,26 +65,29 @@ class Ranks:
         place = first.shape[1] - r
         return torch.from_numpy(np.partition(first.numpy(), place, axis=1)[:, place].copy())
 
-    def count(self, s: Tensor) -> None:
-        """Count the items of similarities [b, m]; every item has to come once, a query itself never."""
-        for part in s.split(COLUMNS, 1):
-            self._count(part)
+    def count(self, s: Tensor, axis: int = 0) -> None:
+        """Count the items of similarities [b, m], or [m, b] with the queries on axis 1.
 
-    def _count(self, s: Tensor) -> None:
+        Every item has to come once; a query itself never, or at -inf.
+        """
+        for part in s.split(COLUMNS, 1 - axis):
+            self._count(part, axis)
+
+    def _count(self, s: Tensor, axis: int) -> None:
         # Most rows of most blocks hold nothing near enough, and the maximum tells.
-        reaching = (s.amax(1) >= self._cutoff).nonzero()[:, 0]
+        reaching = (s.amax(1 - axis) >= self._cutoff).nonzero()[:, 0]
         if not len(reaching):
             return
         for rows in reaching.split(ROWS):
-            near = s[rows]
-            i, j = (near >= self._cutoff[rows, None]).nonzero(as_tuple=True)
-            keys = _keys(rows[i], near[i, j])
+            near = s.index_select(axis, rows)
+            found = (near >= self._cutoff[rows].unsqueeze(1 - axis)).nonzero(as_tuple=True)
+            keys = _keys(rows[found[axis]], near[found])
             # The query's highest level that the item reaches: there is one, it passed the cutoff.
             reached = torch.searchsorted(self._keys, keys, right=True) - 1
             tied = self._keys[reached] == keys
             self.level += torch.bincount(reached[tied], minlength=len(self.level))
             self.above += torch.bincount(reached[~tied], minlength=len(self.above))
-        live = torch.bincount(self.row[self.ahead() < self.depth], minlength=len(s))
+        live = torch.bincount(self.row[self.ahead() < self.depth], minlength=len(self.positives))
         self._lowest = torch.maximum(self._lowest, self._end - live)
         self._set_cutoffs()
 

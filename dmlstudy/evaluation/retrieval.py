@@ -15,7 +15,8 @@ from dmlstudy.geometry import pairwise_similarity as inner_product
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 BLOCK = 2**24  # similarities held at once: 64 MB of float32
-SIDE = 1024  # queries in a block of a symmetric search
+SIDE = 1024  # queries in a block of a product of two blocks
+WIDTH = 16384  # gallery items in such a block: with SIDE queries as many similarities as BLOCK
 PAIRS = 2**22  # positive pairs held at once
 
 
@@ -76,14 +77,14 @@ def retrieve(
     gallery = query if gallery is None else gallery
     gallery_labels = query_labels if gallery_labels is None else gallery_labels
     _check("query", query, query_labels)
-    _check("gallery", gallery, gallery_labels)
+    if not alone:
+        _check("gallery", gallery, gallery_labels)
     classes, order = gallery_labels.sort(stable=True)
     first = torch.searchsorted(classes, query_labels)
     members = torch.searchsorted(classes, query_labels, right=True) - first
     search = _Search(query, gallery, similarity, alone, max(ks), order, first, members)
-    blocks = _by_block_pairs(search) if _symmetric(search) else _by_rows(search)
     parts = []
-    for rows, ranks in blocks:
+    for rows, ranks in _walk(search):
         if ranks.scored.any():
             parts.append((rows[ranks.scored], *ranks.hit_rates(ks), *ranks.precisions()))
     if not parts:
@@ -137,6 +138,10 @@ def _check(name: str, rows: Tensor, labels: Tensor) -> None:
             f"The {name} has {len(rows)} embeddings and {len(labels)} labels: it needs at least one embedding, "
             "and one label for each."
         )
+    if (
+        rows.sum().isfinite()
+    ):  # one pass and no temporary; a sum may overflow, so the rows are looked at
+        return
     broken = int((~rows.isfinite()).any(1).sum())
     if broken:
         raise StudyError(
@@ -188,6 +193,16 @@ class _Search:
         return row, place
 
 
+def _walk(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
+    """(positions [b], ranks) for blocks of queries, in the cheapest way that is exact."""
+    if search.similarity is inner_product and _products_are_finite(search):
+        if search.alone and _few_positives(search):
+            return _by_block_pairs(search)
+        if len(search.gallery) > 4 * WIDTH:
+            return _by_gallery_blocks(search)
+    return _by_rows(search)
+
+
 def _by_rows(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
     """(positions [b], ranks) for blocks of queries, each against the whole gallery: any similarity."""
     most = max(1, int(search.members.max()))
@@ -203,17 +218,57 @@ def _by_rows(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
         yield queries, ranks
 
 
-def _symmetric(search: _Search) -> bool:
-    """Whether one product may serve both of its sides: the plain inner product of queries among themselves.
+def _products_are_finite(search: _Search) -> bool:
+    """Whether no product can overflow, so that blocks need no look: |x . y| <= |x| |y| bounds partial sums too."""
+    longest = [
+        float(torch.linalg.vector_norm(part, dim=1).max())
+        for x in ([search.query] if search.alone else [search.query, search.gallery])
+        for part in x.split(WIDTH)
+    ]
+    return max(longest) ** 2 < torch.finfo(search.query.dtype).max / 2
 
-    Their positives must fit in memory all at once, and no product may overflow, which is not checked block
-    by block: |x . y| <= |x| |y| bounds its partial sums too.
+
+def _few_positives(search: _Search) -> bool:
+    """Whether the positives of all queries fit in memory at once."""
+    return int(search.members.max()) <= SIDE and int(search.members.sum()) <= PAIRS
+
+
+def _by_gallery_blocks(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
+    """(positions [b], ranks) for a gallery that is too large for whole rows of similarities, or for memory.
+
+    A block of queries meets its positives first, which gives the levels, then the gallery block by block, as it
+    lies in memory or in a mapped file. There each positive takes the similarity that it had as a level.
     """
-    if search.similarity is not inner_product or not search.alone:
-        return False
-    fits = int(search.members.max()) <= SIDE and int(search.members.sum()) <= PAIRS
-    longest = search.query.double().norm(dim=1).max()
-    return fits and bool(longest**2 < torch.finfo(search.query.dtype).max / 2)
+    most = max(1, int(search.members.max()))
+    step = max(1, min(SIDE, PAIRS // most))
+    for queries in torch.arange(len(search.query)).split(step):
+        x = search.query[queries]
+        row, place = search.positives(queries)
+        column = search.order[place]
+        found, at = column.unique(return_inverse=True)
+        level = torch.cat([x @ _padded(search.gallery[part]).T for part in found.split(WIDTH)], 1)
+        ranks = Ranks(level.float(), row, at, search.deepest)
+        by_column = column.argsort()
+        row, column, own = row[by_column], column[by_column], level[row, at][by_column]
+        for start in range(0, len(search.gallery), WIDTH):
+            block = search.gallery[start : start + WIDTH]
+            s = (x @ _padded(block).T)[:, : len(block)]
+            first, last = torch.searchsorted(column, torch.tensor([start, start + WIDTH])).tolist()
+            s[row[first:last], column[first:last] - start] = own[first:last]
+            if search.alone:
+                within = (queries >= start) & (queries < start + WIDTH)
+                s[within.nonzero()[:, 0], queries[within] - start] = -torch.inf
+            ranks.count(s.float())
+        yield queries, ranks
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Rows [n, D] filled up to [WIDTH, D] with zeros: how a product is rounded may depend on its shape."""
+    if len(rows) == WIDTH:
+        return rows
+    block = rows.new_zeros(WIDTH, rows.shape[1])
+    block[: len(rows)] = rows
+    return block
 
 
 def _by_block_pairs(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
@@ -246,7 +301,7 @@ def _by_block_pairs(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
         for j in range(i + 1, len(blocks)):
             s = (x @ rows(blocks[j]).T)[: len(block), : len(blocks[j])].float()
             every[i].count(s)
-            every[j].count(s.T)
+            every[j].count(s, axis=1)
     yield from zip(blocks, every, strict=True)
 
 
