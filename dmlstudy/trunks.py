@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dmlstudy.errors import StudyError
@@ -22,10 +23,11 @@ def _convnet(channels: int, weights: str, weights_root: Path) -> Blocks:
             f"The convnet trunk has no pretrained weights: set weights to 'none', not '{weights}'."
         )
     sizes = (channels, *CONVNET_WIDTHS)
+    # Channels last, which the activations follow: pooling small images takes half the time on a CPU.
     blocks: list[nn.Module] = [
         nn.Sequential(
             nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)
-        )
+        ).to(memory_format=torch.channels_last)
         for i, o in zip(sizes, sizes[1:], strict=False)
     ]
     return blocks, sizes[-1], {0: sizes[1], 1: sizes[2]}
