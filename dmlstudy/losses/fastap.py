@@ -1,9 +1,13 @@
 """FastAP: average precision through a soft histogram of distances."""
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, squared_distance
+from dmlstudy.losses.pairwise import ROWS, count, is_large, of_squared_distances
 
 
 def fastap(embeddings: Tensor, labels: Tensor, *, bins: int = 10) -> Tensor:
@@ -30,16 +34,24 @@ def fastap(embeddings: Tensor, labels: Tensor, *, bins: int = 10) -> Tensor:
     >>> [[round(abs(float(fastap(x, y, bins=n))), 6) for y in (easy, hard)] for n in (2, 4, 10)]
     [[0.296429, 0.625], [0.175, 0.583333], [0.0, 0.583333]]
     """
+    if is_large(embeddings):
+        return of_squared_distances(embeddings, partial(_by_hand, labels=labels, bins=bins))
     d2 = squared_distance(embeddings)
     positive, negative = pair_masks(labels)
     h_positive = soft_histogram(d2, positive, bins=bins)
-    H_positive = h_positive.cumsum(1)
-    H = soft_histogram(d2, positive | negative, bins=bins).cumsum(1)
+    h = soft_histogram(d2, positive | negative, bins=bins)
+    return _mean_average_imprecision(h_positive, h, positive.sum(1), negative.any(1))
+
+
+def _mean_average_imprecision(
+    h_positive: Tensor, h: Tensor, positives: Tensor, has_negatives: Tensor
+) -> Tensor:
+    """The loss from histograms [B, bins + 1] of the positives, and of all other images."""
+    H_positive, H = h_positive.cumsum(1), h.cumsum(1)
     precision = H_positive / torch.where(H > 0, H, 1)  # 0/0 is 0
-    positives = positive.sum(1)
     average_precision = (h_positive * precision).sum(1) / positives.clamp_min(1)
     # Without negatives the precision is 1 whatever the embedding, up to rounding: leave no trace of that.
-    counts = (positives > 0) & negative.any(1)
+    counts = (positives > 0) & has_negatives
     return ((1 - average_precision) * counts).sum() / counts.sum().clamp_min(1)
 
 
@@ -63,3 +75,35 @@ def soft_histogram(squared: Tensor, mask: Tensor, *, bins: int) -> Tensor:
     histogram = squared.new_zeros(len(squared), bins + 1)
     histogram = histogram.scatter_add(1, lower, mask.to(squared.dtype) - upper_share)
     return histogram.scatter_add(1, lower + 1, upper_share)
+
+
+def _by_hand(squared: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """The loss and its derivative by every squared distance; overwrites them.
+
+    A pair moves its count from one bin centre to the next as its distance grows, so its derivative is the
+    difference of the two bins' derivatives. The histograms are small: autograd finds those.
+    """
+    same = labels[:, None] == labels
+    position = squared.mul_(bins / 4)
+    slot = position.long().clamp_max_(bins - 1)
+    upper_share = position.sub_(slot)
+    beyond = upper_share >= 1  # the last bin centre: no gradient
+    # Two histograms side by side: negatives, positives. By blocks, because adding a mask makes an int64 copy of it.
+    for rows, kind in zip(slot.split(ROWS), same.split(ROWS), strict=True):
+        rows.add_(kind, alpha=bins)
+    empty = squared.new_zeros(len(squared), 2 * bins)
+    upper = empty.scatter_add(1, slot, upper_share.clamp_max_(1))
+    # In place, as the upper shares have been counted; an image is not its own neighbour.
+    lower_share = upper_share.neg_().add_(1).fill_diagonal_(0)
+    lower = empty.scatter_add(1, slot, lower_share)
+
+    h = F.pad(lower.unflatten(1, (2, bins)), (0, 1)) + F.pad(upper.unflatten(1, (2, bins)), (1, 0))
+    positives = count(same) - 1
+    with torch.enable_grad():
+        h.requires_grad_()
+        has_negatives = positives + 1 < len(labels)
+        value = _mean_average_imprecision(h[:, 1], h.sum(1), positives, has_negatives)
+        (slope,) = torch.autograd.grad(value, h)
+    per_slot = slope.diff(dim=2).mul_(bins / 4).flatten(1)
+    weights = torch.gather(per_slot, 1, slot, out=squared)
+    return value.detach(), weights.masked_fill_(beyond, 0)

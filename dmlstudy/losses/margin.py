@@ -1,9 +1,12 @@
 """Margin loss."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, pairwise_distance
+from dmlstudy.losses.pairwise import count, is_large, of_distances
 
 
 def margin(
@@ -37,8 +40,25 @@ def margin(
     >>> [round(float(margin(x, y)), 6) for y in (easy, hard)]
     [0.505573, 0.573818]
     """
-    d = pairwise_distance(embeddings)
     positive, negative = pair_masks(labels) if pairs is None else pairs
-    boundary = torch.as_tensor(beta, dtype=d.dtype, device=d.device).reshape(-1, 1)
+    boundary = beta.to(embeddings) if isinstance(beta, Tensor) else embeddings.new_full((), beta)
+    boundary = boundary.reshape(-1, 1)
+    if is_large(embeddings) and not boundary.requires_grad:
+        by_hand = partial(_by_hand, pairs=(positive, negative), boundary=boundary, alpha=alpha)
+        return of_distances(embeddings, by_hand)
+    d = pairwise_distance(embeddings)
     terms = (d - boundary + alpha).relu() * positive + (boundary - d + alpha).relu() * negative
     return terms.sum() / (terms > 0).sum().clamp_min(1)
+
+
+def _by_hand(
+    d: Tensor, pairs: tuple[Tensor, Tensor], boundary: Tensor, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """The loss and its derivative by every distance: +1 or -1 over the number of active terms."""
+    pull = pairs[0] & (d - boundary > -alpha)
+    push = pairs[1] & (d - boundary < alpha)
+    active = (count(pull) + count(push)).sum().to(d.dtype)
+    signs = (pull.char() - push.char()).to(d.dtype)
+    beyond = torch.einsum("ij,ij->i", signs, d) - (signs.sum(1, keepdim=True) * boundary)[:, 0]
+    value = beyond.sum() + alpha * active
+    return value / active.clamp_min(1), signs.div_(active.clamp_min(1))

@@ -1,9 +1,12 @@
 """Ranked list loss."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, pairwise_distance
+from dmlstudy.losses.pairwise import count, is_large, of_distances
 
 
 def ranked_list(
@@ -44,6 +47,9 @@ def ranked_list(
     >>> [round(float(ranked_list(x, y, alpha=1.4, margin=0.2)), 6) for y in (easy, hard)]
     [0.126393, 0.486433]
     """
+    if is_large(embeddings):
+        settings = (alpha, margin, temperature, lam)
+        return of_distances(embeddings, partial(_by_hand, labels=labels, settings=settings))
     d = pairwise_distance(embeddings)
     positive, negative = pair_masks(labels)
     positive = positive & (d > alpha - margin)
@@ -56,3 +62,24 @@ def ranked_list(
     weight = logits.softmax(1) * negative
     loss_negative = (weight * (alpha - d)).sum(1)
     return ((1 - lam) * loss_positive + lam * loss_negative).sum() / len(labels)
+
+
+def _by_hand(
+    d: Tensor, labels: Tensor, settings: tuple[float, float, float, float]
+) -> tuple[Tensor, Tensor]:
+    """The loss and its derivative by every distance: with weights that are constants, the loss is linear in d."""
+    alpha, margin, temperature, lam = settings
+    positive, negative = pair_masks(labels)
+    positive &= d > alpha - margin
+    negative &= d < alpha
+    pull = (1 - lam) / count(positive).clamp_min(1).to(d.dtype)[:, None]
+    weights = (alpha - d).mul_(temperature).masked_fill_(~negative, torch.finfo(d.dtype).min)
+    weights = weights.softmax(1)
+    weights.masked_fill_(~negative, 0).mul_(-lam)
+    # L = sum of weights (d - boundary); the boundary of the positives lies lower by the margin.
+    boundaries = alpha * weights.sum() + (1 - lam) * (alpha - margin) * positive.any(1).sum(
+        dtype=d.dtype
+    )
+    weights.add_(torch.where(positive, pull, 0))
+    value = torch.einsum("ij,ij->i", weights, d).sum() - boundaries
+    return value / len(d), weights.div_(len(d))

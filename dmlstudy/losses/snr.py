@@ -1,12 +1,23 @@
 """Signal-to-noise ratio: a distance relative to the anchor's own variance, and losses on it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, squared_distance
+from dmlstudy.losses.pairwise import (
+    ROWS,
+    PairLoss,
+    count,
+    is_large,
+    of_similarities,
+    of_squared_distances,
+    to_products_,
+    to_squared_distances_,
+)
 
 # Smallest variance of an anchor's coordinates that is divided by: a constant embedding carries no signal.
 LEAST_VARIANCE = 1e-6
@@ -66,6 +77,9 @@ def snr_contrastive(
     >>> round(float(snr_contrastive(h, torch.tensor([0, 0, 1]), margin=3.0)), 6)  # .75 + (.5 + 2.2 + 2) / 3
     2.316667
     """
+    if is_large(embeddings) and distance in BY_HAND:
+        by_hand = partial(_contrastive_by_hand, labels=labels, margin=margin)
+        return BY_HAND[distance](embeddings, by_hand)
     d = distance(embeddings)
     positive, negative = pair_masks(labels)
     violating = negative & (d < margin)
@@ -95,6 +109,9 @@ def snr_triplet(
     >>> round(float(snr_triplet(h, torch.tensor([0, 1, 0]), margin=0.3)), 6)  # (4 - 1 + .3 + .8 - 1 + .3) / 2
     1.7
     """
+    if is_large(embeddings) and distance in BY_HAND:
+        by_hand = partial(_triplet_by_hand, labels=labels, margin=margin)
+        return BY_HAND[distance](embeddings, by_hand)
     d = distance(embeddings)
     positive, negative = pair_masks(labels)
     ascending, order = d.detach().masked_fill(~negative, torch.inf).sort(1)
@@ -117,3 +134,61 @@ def zero_mean(embeddings: Tensor) -> Tensor:
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of the masked values; 0 if there are none."""
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
+
+
+def _of_snr_distances(embeddings: Tensor, loss: PairLoss) -> Tensor:
+    """The loss of `snr_distance` of all pairs, scalar; `loss` must leave the distances as they are."""
+
+    def of_products(s: Tensor) -> tuple[Tensor, Tensor]:
+        raw_signal = s.diagonal()[:, None].clone()
+        signal = raw_signal.clamp_min(LEAST_VARIANCE * embeddings.shape[1])
+        d = to_squared_distances_(s).div_(signal)
+        value, weights = loss(d)
+        # d = noise / signal, and the signal is an inner product too: the anchor's with itself.
+        by_signal = -torch.einsum("ij,ij->i", weights, d) * (raw_signal == signal)[:, 0]
+        weights = to_products_(weights.div_(signal))
+        weights.diagonal().add_(by_signal / signal[:, 0])
+        return value, weights
+
+    return of_similarities(embeddings - embeddings.mean(1, keepdim=True), of_products)
+
+
+# Distances whose gradient is known without autograd.
+BY_HAND: dict[Distance, Callable[[Tensor, PairLoss], Tensor]] = {
+    snr_distance: _of_snr_distances,
+    squared_distance: of_squared_distances,
+}
+
+
+def _contrastive_by_hand(d: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """`snr_contrastive` and its derivative by every distance, [B, B]."""
+    positive, negative = pair_masks(labels)
+    violating = negative & (d < margin)
+    positives, violators = (count(mask).sum().to(d.dtype) for mask in (positive, violating))
+    push = torch.where(violating, -1 / violators.clamp_min(1), 0)
+    weights = torch.where(positive, 1 / positives.clamp_min(1), push)
+    return torch.einsum("ij,ij->i", weights, d).sum() + margin * violators.clamp_max(1), weights
+
+
+def _triplet_by_hand(d: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """`snr_triplet` and its derivative by every distance, [B, B]: in how many violating triplets it stands."""
+    positive, negative = pair_masks(labels)
+    rows = zip(d.split(ROWS), positive.split(ROWS), negative.split(ROWS), strict=True)
+    weights = torch.cat([_violations(*block, margin) for block in rows])
+    violated = weights.clamp_min(0).sum()  # each by its positive
+    value = torch.einsum("ij,ij->i", weights, d).sum() + margin * violated
+    return value / violated.clamp_min(1), weights.div_(violated.clamp_min(1))
+
+
+def _violations(d: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+    """Violating triplets of each pair: + that many for a positive, - for a negative, [R, B]."""
+    # Positives are few, so that their rows sort, and are searched, several times faster than the negatives'.
+    reach, order = (d + margin).masked_fill_(~positive, torch.inf).sort(1)
+    satisfied = torch.searchsorted(
+        reach, d, right=True
+    )  # of a negative: positives with d_ap + m <= d_an
+    # The positive in place v violates with the negatives that satisfy no more than the v before it.
+    counts = d.new_zeros(len(d), d.shape[1] + 1).scatter_add_(1, satisfied, negative.to(d.dtype))
+    pull = torch.empty_like(d).scatter_(1, order, counts.cumsum(1)[:, :-1])
+    push = positive.sum(1, keepdim=True) - satisfied
+    return pull.mul_(positive).sub_(push.mul_(negative))

@@ -1,10 +1,13 @@
 """Triplet losses."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, pairwise_distance
+from dmlstudy.losses.pairwise import count, is_large, of_squared_distances
 
 
 def triplet_batch_hard(
@@ -34,6 +37,8 @@ def triplet_batch_hard(
     >>> [round(float(triplet_batch_hard(x, y, margin=0.5)), 6) for y in (easy, hard)]
     [0.119014, 1.281758]
     """
+    if is_large(embeddings):
+        return of_squared_distances(embeddings, partial(_by_hand, labels=labels, margin=margin))
     d = pairwise_distance(embeddings)
     positive, negative = pair_masks(labels)
     farthest_positive = d.masked_fill(~positive, 0).amax(1)
@@ -44,3 +49,28 @@ def triplet_batch_hard(
     loss = F.softplus(violation) if margin is None else (margin + violation).relu()
     valid = positive.any(1) & negative.any(1)
     return (loss * valid).sum() / len(labels)
+
+
+def _by_hand(squared: Tensor, labels: Tensor, margin: float | None) -> tuple[Tensor, Tensor]:
+    """The loss and its derivative by every squared distance; overwrites them."""
+    same = labels[:, None] == labels
+    # Fillings that cannot be the extreme of a row with a gradient: an anchor is at 0 from itself.
+    positives, negatives = squared.masked_fill(~same, 0), squared.masked_fill_(same, torch.inf)
+    farthest, nearest = positives.amax(1, keepdim=True), negatives.amin(1, keepdim=True)
+    valid = (count(same)[:, None] > 1) & (nearest < torch.inf)
+    violation = farthest.sqrt() - nearest.sqrt()
+    if margin is None:
+        loss, slope = F.softplus(violation), violation.sigmoid()
+    else:
+        loss, slope = (margin + violation).relu(), (margin + violation > 0).to(squared.dtype)
+    slope = slope * valid / len(labels)
+    pull = _share_among_ties_(positives, farthest).mul_(slope)
+    push = _share_among_ties_(negatives, nearest).mul_(slope)
+    return (loss * valid).sum() / len(labels), pull.sub_(push)
+
+
+def _share_among_ties_(squared: Tensor, extreme: Tensor) -> Tensor:
+    """Derivative of the root of each row's extreme, [B, 1], in place of the row; 0 where the extreme is 0."""
+    ties = squared.eq_(extreme)
+    share = 1 / (2 * extreme.sqrt() * ties.sum(1, keepdim=True))
+    return ties.mul_(share.masked_fill(extreme == 0, 0))
