@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: study test lint format lock notebooks clean
+.PHONY: study test bench lint format lock clean
 
 study: .venv/.ready
 	$(RUN) -m dmlstudy study
@@ -10,6 +10,9 @@ study: .venv/.ready
 test: .venv/.ready lint
 	$(RUN) -m pytest -q -n 2
 	cd notebooks && ../$(RUN) -m pytest -q -n 2 --dist loadfile --nbval-lax .
+
+bench: .venv/.ready
+	$(RUN) -m benchmarks
 
 lint: .venv/.ready
 	.venv/bin/ruff check .

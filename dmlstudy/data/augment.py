@@ -43,7 +43,7 @@ def augment(images: Tensor, spec: Augment, size: int, generator: torch.Generator
     """Randomly mirrored, cropped, rotated and shifted images.
 
     Args:
-        images: float [B, C, H, W], square.
+        images: [B, C, H, W], square; float, or of any type if nothing is resampled.
         spec: what may happen.
         size: side of the result, at most H.
         generator: the only source of randomness.

@@ -55,15 +55,25 @@ class Pixels:
         return len(self.images)
 
     def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
-        pixels = self._pixels(indices)
-        return torch.cat([augment(pixels, self.spec, self.size, generator) for _ in range(views)])
+        pixels = self._bytes(indices)
+        if self.spec.geometric:
+            pixels = _to_unit(pixels)
+        found = [augment(pixels, self.spec, self.size, generator) for _ in range(views)]
+        one = torch.cat(found) if views > 1 else found[0]
+        # Cropping and mirroring are done on bytes, a quarter of the memory.
+        return one if self.spec.geometric else _to_unit(one)
 
     def plain(self, indices: Tensor) -> Tensor:
-        return centre_crop(self._pixels(indices), self.size)
+        return _to_unit(centre_crop(self._bytes(indices), self.size))
 
-    def _pixels(self, indices: Tensor) -> Tensor:
+    def _bytes(self, indices: Tensor) -> Tensor:
         pixels = self.images.store[self.images.rows[indices.numpy()]]
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _to_unit(pixels: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1]."""
+    return pixels.float().div_(255)
 
 
 class Activations:

@@ -12,6 +12,9 @@ from dmlstudy.errors import StudyError
 from dmlstudy.methods import find_method
 
 NOTEBOOKS = PROJECT / "notebooks"
+# For the C library of Linux: keep freed buffers. By default every large one goes back to the system, and to get it
+# again, page by page, takes longer than filling it.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
 def source_notebook(method: str) -> Path:
@@ -32,6 +35,8 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     # ipykernel would otherwise warn in every kernel that its sockets are not encrypted.
     config = Config({"KernelManager": {"transport_encryption": "auto"}})
     target.parent.mkdir(parents=True, exist_ok=True)
+    for name, value in KEEP_MEMORY.items():  # the kernel inherits them
+        os.environ.setdefault(name, value)
     try:
         papermill.execute_notebook(
             str(source),

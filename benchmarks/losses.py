@@ -1,0 +1,299 @@
+"""Losses, forward and backward: ours, our plain formula, pytorch-metric-learning, and the bare matrix products."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import medians, peak_bytes
+from dmlstudy import losses, miners
+from dmlstudy.losses import pairwise
+from dmlstudy.losses.fastap import fastap
+from dmlstudy.losses.npair import npair
+from dmlstudy.losses.snr import snr_contrastive, snr_triplet
+
+THREADS = 2
+Loss = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss of embeddings [B, D] and labels [B], and the peer's with the same mathematics as far as it has it."""
+
+    ours: Loss
+    peer: Callable[[], Loss]  # built when asked for: the peer is a development dependency
+    goal: float | None = None  # times the floor, at B 1024 and D 512
+    peer_up_to: int = 4096  # largest batch at which the peer's memory stays below some 8 GB
+
+
+def mined_multi_similarity(x: Tensor, y: Tensor) -> Tensor:
+    return losses.multi_similarity(x, y, pairs=miners.relative_similarity(x, y))
+
+
+def mined_margin(x: Tensor, y: Tensor) -> Tensor:
+    return losses.margin(x, y, pairs=miners.closest_negatives(x, y))
+
+
+def _peer_mined_multi_similarity() -> Loss:
+    from pytorch_metric_learning import distances, miners
+    from pytorch_metric_learning.losses import MultiSimilarityLoss
+
+    dot = distances.DotProductSimilarity(normalize_embeddings=False)
+    loss, miner = (
+        MultiSimilarityLoss(2, 40, 0.5, distance=dot),
+        miners.MultiSimilarityMiner(0.1, distance=dot),
+    )
+    return lambda x, y: loss(x, y, miner(x, y))
+
+
+def _peer_multi_similarity() -> Loss:
+    from pytorch_metric_learning import distances
+    from pytorch_metric_learning.losses import MultiSimilarityLoss
+
+    dot = distances.DotProductSimilarity(normalize_embeddings=False)
+    return MultiSimilarityLoss(2, 40, 0.5, distance=dot)
+
+
+def _peer_batch_hard() -> Loss:
+    from pytorch_metric_learning import distances, miners
+    from pytorch_metric_learning.losses import TripletMarginLoss
+
+    euclid = distances.LpDistance(normalize_embeddings=False)
+    miner = miners.BatchHardMiner(distance=euclid)
+    loss = TripletMarginLoss(0, smooth_loss=True, distance=euclid)
+    return lambda x, y: loss(x, y, miner(x, y))
+
+
+def _peer_ranked_list() -> Loss:
+    from pytorch_metric_learning import distances
+    from pytorch_metric_learning.losses import RankedListLoss
+
+    euclid = distances.LpDistance(normalize_embeddings=False)
+    with warnings.catch_warnings():  # of overflow at temperatures such as the authors' own
+        warnings.simplefilter("ignore")
+        return RankedListLoss(0.4, 10, 0.5, 1.2, distance=euclid)
+
+
+def _peer_fastap() -> Loss:
+    from pytorch_metric_learning.losses import FastAPLoss
+
+    return FastAPLoss(10)
+
+
+def _peer_margin() -> Loss:
+    from pytorch_metric_learning import distances
+    from pytorch_metric_learning.losses import MarginLoss
+
+    return MarginLoss(0.2, beta=1.2, distance=distances.LpDistance(normalize_embeddings=False))
+
+
+def _peer_mined_margin() -> Loss:
+    from pytorch_metric_learning.miners import DistanceWeightedMiner
+
+    loss, miner = _peer_margin(), DistanceWeightedMiner()
+    return lambda x, y: loss(x, y, miner(x, y))  # type: ignore[call-arg]
+
+
+def _peer_snr_contrastive() -> Loss:
+    from pytorch_metric_learning import distances
+    from pytorch_metric_learning.losses import ContrastiveLoss
+
+    return ContrastiveLoss(0, 1, distance=distances.SNRDistance(normalize_embeddings=False))
+
+
+def _peer_snr_triplet() -> Loss:
+    from pytorch_metric_learning import distances
+    from pytorch_metric_learning.losses import TripletMarginLoss
+
+    return TripletMarginLoss(0.2, distance=distances.SNRDistance(normalize_embeddings=False))
+
+
+def _peer_npair() -> Loss:
+    from pytorch_metric_learning import distances
+    from pytorch_metric_learning.losses import NPairsLoss
+
+    return NPairsLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False))
+
+
+CASES = {
+    "multi-similarity + miner": Case(mined_multi_similarity, _peer_mined_multi_similarity, 2.0),
+    "multi-similarity": Case(losses.multi_similarity, _peer_multi_similarity),
+    "batch hard": Case(losses.triplet_batch_hard, _peer_batch_hard, 1.6),
+    "ranked list": Case(losses.ranked_list, _peer_ranked_list, 3.0),
+    "FastAP": Case(fastap, _peer_fastap, 5.0, peer_up_to=2048),
+    "margin": Case(losses.margin, _peer_margin, 4.0, peer_up_to=1024),
+    "margin + miner": Case(mined_margin, _peer_mined_margin, 4.0, peer_up_to=1024),
+    "SNR contrastive": Case(snr_contrastive, _peer_snr_contrastive, 4.0, peer_up_to=1024),
+    "SNR triplet": Case(snr_triplet, _peer_snr_triplet, 4.0, peer_up_to=1024),
+    "N-pair": Case(npair, _peer_npair),
+}
+
+# Stanford Online Products has 11,318 training classes.
+PROXIES, PROXY_GOAL = "SoftTriple", 2.5
+CLASSES, CENTRES = 11_318, 10
+FEW_CLASSES = 1_000
+
+# Peaks are read off the resident size. From here on every matrix is a mapping of its own, returned at once when freed;
+# the peer is measured where it fits into memory.
+MEMORY_BATCH, PEER_MEMORY_BATCH = 4096, 1024
+
+
+def table() -> pd.DataFrame:
+    """The goals' table: at B 1024 and D 512, a row per loss; SoftTriple at B 256.
+
+    Columns: loss, B, D, milliseconds of ours, plain, peer and floor; ours, plain and peer in floors, goal; peak
+    memory of ours and of the peer in N x N matrices.
+    """
+    torch.set_num_threads(THREADS)
+    rows = [{**_timed(name, 1024, 512), **_peaks(name)} for name in CASES]
+    return pd.DataFrame([*rows, _timed(PROXIES, 256, 512)])
+
+
+def small_batches() -> pd.DataFrame:
+    """Never slower than the peer? Every loss at B 64 to 1024 and D 128 and 512; SoftTriple with 1,000 classes.
+
+    Columns: loss, B, D, milliseconds of ours and peer, and ours / peer.
+    """
+    torch.set_num_threads(THREADS)
+    rows = []
+    for batch in (64, 256, 512, 1024):
+        for dim in (128, 512):
+            for name in (*CASES, PROXIES):
+                contenders = _contenders(name, batch, dim, FEW_CLASSES, ("ours", "peer"))
+                seconds = medians(contenders, rounds=15, budget=6)
+                ms = {who: 1e3 * value for who, value in seconds.items()}
+                ratio = ms["ours"] / ms["peer"]
+                rows.append({"loss": name, "B": batch, "D": dim, **ms, "ours / peer": ratio})
+    return pd.DataFrame(rows)
+
+
+def growth() -> pd.DataFrame:
+    """Seconds of a step from B 64 to 4096 at D 512, long form: loss, B, contender, seconds."""
+    torch.set_num_threads(THREADS)
+    rows = []
+    for name, case in CASES.items():
+        for batch in (64, 128, 256, 512, 1024, 2048, 4096):
+            # A step of the peer on 1024 anchors takes up to 20 seconds; what it would at 4096, nobody waits for.
+            peer = ("peer",) if batch <= min(case.peer_up_to, 2048) else ()
+            contenders = _contenders(name, batch, 512, None, ("ours", "plain", *peer, "floor"))
+            for who, seconds in medians(contenders, rounds=5, budget=6).items():
+                rows.append({"loss": name, "B": batch, "contender": who, "seconds": seconds})
+    return pd.DataFrame(rows)
+
+
+def _timed(name: str, batch: int, dim: int) -> dict[str, object]:
+    everyone = ("ours", "plain", "peer", "floor")
+    seconds = medians(_contenders(name, batch, dim, CLASSES, everyone), rounds=9, budget=40)
+    floors = {f"{who} / floor": seconds[who] / seconds["floor"] for who in everyone[:3]}
+    ms = {who: 1e3 * value for who, value in seconds.items()}
+    goal = CASES[name].goal if name in CASES else PROXY_GOAL
+    return {"loss": name, "B": batch, "D": dim, **ms, **floors, "goal": goal}
+
+
+def _peaks(name: str) -> dict[str, float]:
+    """Peak memory of a step in N x N matrices of floats; not a number where it ran out of memory."""
+    sizes = {"ours": MEMORY_BATCH, "peer": PEER_MEMORY_BATCH}
+    peaks = {}
+    for who, batch in sizes.items():
+        peak = peak_bytes(_prepare, name, who, batch, 512)
+        peaks[f"{who}, N x N"] = float("nan") if peak is None else peak / (4 * batch**2)
+    return peaks
+
+
+def _prepare(name: str, who: str, batch: int, dim: int) -> Step:
+    """A step in a fresh process, after a small one that loads what loads once (threads, kernels, autograd)."""
+    torch.set_num_threads(THREADS)
+    for step in _contenders(name, pairwise.LARGE_BATCH, dim, None, (who,)).values():
+        step()
+    return _contenders(name, batch, dim, None, (who,))[who]
+
+
+def _contenders(
+    name: str, batch: int, dim: int, classes: int | None, who: Iterable[str]
+) -> dict[str, Step]:
+    x, y = _batch(batch, dim)
+    if name == PROXIES:
+        assert classes is not None
+        steps = _proxy_steps(x, y, classes)
+    else:
+        case = CASES[name]
+        ours = _step(lambda: case.ours(x, y), x)
+        steps = {"ours": lambda: ours, "plain": lambda: _plainly(ours)}
+        steps["peer"] = lambda: _peer_step(case, x, y)
+        steps["floor"] = lambda: _products(x, x)
+    return {contender: steps[contender]() for contender in who}
+
+
+def _batch(batch: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Unit embeddings and shuffled labels, four images of a class."""
+    g = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(batch, dim, generator=g)).requires_grad_()
+    labels = torch.arange(batch) // 4
+    return x, labels[torch.randperm(batch, generator=g)]
+
+
+def _step(loss: Callable[[], Tensor], *leaves: Tensor) -> Step:
+    """Forward and backward."""
+
+    def run() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        loss().backward()
+
+    return run
+
+
+def _plainly(step: Step) -> Step:
+    """The step by autograd through the plain formula."""
+
+    def run() -> None:
+        large, pairwise.LARGE_BATCH = pairwise.LARGE_BATCH, 2**62
+        try:
+            step()
+        finally:
+            pairwise.LARGE_BATCH = large
+
+    return run
+
+
+def _peer_step(case: Case, x: Tensor, y: Tensor) -> Step:
+    peer = case.peer()
+    return _step(lambda: peer(x, y), x)
+
+
+def _products(x: Tensor, y: Tensor) -> Step:
+    """The floor: X Y^T, [N, M], and the two products of its backward."""
+    x, y = x.detach(), y.detach()
+    gradient = torch.randn(len(x), len(y))
+    return lambda: (x @ y.T, gradient @ y, gradient.T @ x)
+
+
+def _proxy_steps(x: Tensor, y: Tensor, classes: int) -> dict[str, Callable[[], Step]]:
+    """SoftTriple with learned centres; as the peer does, ours normalises embeddings and centres in the step."""
+    g = torch.Generator().manual_seed(1)
+    centres = F.normalize(torch.randn(classes, CENTRES, x.shape[1], generator=g), dim=2)
+    centres.requires_grad_()
+
+    def loss() -> Tensor:
+        return losses.soft_triple(F.normalize(x), y, centres=F.normalize(centres, dim=2))
+
+    def peer() -> Step:
+        from pytorch_metric_learning.losses import SoftTripleLoss
+
+        theirs = SoftTripleLoss(classes, x.shape[1], CENTRES, la=20, gamma=0.1, margin=0.01)
+        return _step(lambda: theirs(x, y), x, theirs.fc)
+
+    ours = _step(loss, x, centres)
+    return {
+        "ours": lambda: ours,
+        "plain": lambda: _plainly(ours),
+        "peer": peer,
+        "floor": lambda: _products(x, centres.flatten(0, 1)),
+    }
