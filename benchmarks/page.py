@@ -13,8 +13,8 @@ INTRODUCTION = """# How fast
 `make bench` measures this library, the peer (pytorch-metric-learning), faiss and the *floor*, interleaved in one
 process, on two threads, in float32, and writes this page. The floor is what no implementation can do without: the bare
 matrix products of the task, nothing done with them. Figures are medians; read the ratios, as times depend on the
-machine. Peak memory is the resident size above the inputs, each contender in a fresh process. That results are *equal* is
-asserted in `tests/test_fast_losses.py` and `tests/test_evaluation.py`, never here.
+machine. Peak memory is the resident size above the inputs, each contender in a fresh process. That results are *equal*
+is asserted in `tests/test_fast_losses.py` and `tests/test_evaluation.py`, never here.
 """
 
 SECTIONS = {

@@ -1,4 +1,4 @@
-"""Command line: list, data, run, validate, study, summary, html."""
+"""Command line: list, data, run, validate, controls, study, summary, html."""
 
 from __future__ import annotations
 
@@ -120,6 +120,30 @@ def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  #
             f"seed {seed}  "
             + "  ".join(f"{k} {v:.2f}" for k, v in found.evaluation.metrics.items())
         )
+
+
+@app.command()
+def controls(
+    method: str,
+    dataset: str,
+    p: Sets = [],  # noqa: B006
+    fold: int = 0,
+    out: Annotated[str, typer.Option(help="CSV file to add the rows to.")] = "",
+) -> None:
+    """Does the method's own idea help? It against its controls, seed by seed, on a validation fold."""
+    from dmlstudy.study.controls import append, compare
+    from dmlstudy.study.params import load_params, settings
+
+    chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
+    table = Table("control", "metric", "method", "control's", "difference, 95 %", "beats it")
+    found = list(compare(chosen, say=print))
+    for c in found:
+        difference = f"{c.difference:+.1f} ± {c.half_width:.1f}"
+        values = (f"{c.with_idea:.1f}", f"{c.control_value:.1f}", difference, c.verdict)
+        table.add_row(c.control, c.metric, *values)
+    Console().print(table)
+    if out:
+        append(Path(out), found)
 
 
 @app.command()

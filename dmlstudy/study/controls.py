@@ -1,0 +1,95 @@
+"""Does a method's own idea help? It and its controls side by side on a validation fold of the training classes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from statistics import fmean
+
+from dmlstudy.evaluation.uncertainty import t_interval
+from dmlstudy.methods import find_method
+from dmlstudy.study.experiment import Experiment
+from dmlstudy.study.params import Settings
+from dmlstudy.study.ranking import MIN_SEEDS
+
+METRICS = ("R@1", "MAP@R")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method less one of its controls, over seeds that both ran on.
+
+    Attributes:
+        difference: mean over seeds, in points.
+        half_width: of the 95 % t interval of paired differences.
+    """
+
+    dataset: str
+    fold: int
+    method: str
+    control: str
+    metric: str
+    seeds: int
+    with_idea: float
+    control_value: float
+    difference: float
+    half_width: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether the method beats its control: yes, no, or (always with few seeds) not distinguishable."""
+        if self.seeds < MIN_SEEDS or abs(self.difference) <= self.half_width:
+            return "not distinguishable"
+        return "yes" if self.difference > 0 else "no"
+
+
+def compare(settings: Settings, say: Callable[[str], None]) -> Iterator[Comparison]:
+    """Train the method and each of its controls with the same seeds; one comparison per control and metric.
+
+    Args:
+        settings: with a validation fold, so that no test class is read.
+        say: takes progress lines.
+    """
+    experiment = Experiment(settings, say=lambda line: None)
+    protocol, name = settings.protocol, settings.method
+    assert protocol.fold is not None
+
+    def scores(overrides: dict[str, object]) -> dict[str, list[float]]:
+        found = [experiment.run(seed, overrides).evaluation.metrics for seed in protocol.seeds]
+        return {metric: [m[metric] for m in found] for metric in METRICS}
+
+    say(f"{name}: {len(protocol.seeds)} seeds")
+    own = scores({})
+    for control, overrides in find_method(name).controls.items():
+        say(f"{name}, control: {control}")
+        other = scores(overrides)
+        for metric in METRICS:
+            differences = [a - b for a, b in zip(own[metric], other[metric], strict=True)]
+            mean, half_width = t_interval(differences)
+            yield Comparison(
+                dataset=protocol.dataset,
+                fold=protocol.fold,
+                method=name,
+                control=control,
+                metric=metric,
+                seeds=len(differences),
+                with_idea=fmean(own[metric]),
+                control_value=fmean(other[metric]),
+                difference=mean,
+                half_width=half_width,
+            )
+
+
+def append(path: Path, found: Sequence[Comparison]) -> None:
+    """Add rows to a CSV file, with a header if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if fresh:
+            writer.writerow([*(f.name for f in fields(Comparison)), "beats its control"])
+        for row in found:
+            values = [f"{v:.2f}" if isinstance(v, float) else v for v in astuple(row)]
+            writer.writerow([*values, row.verdict])

@@ -1,0 +1,60 @@
+"""The comparison of a method with its controls on validation classes."""
+
+import csv
+
+import pytest
+
+from dmlstudy.evaluation import t_interval
+from dmlstudy.methods import METHODS
+from dmlstudy.study.controls import Comparison, append, compare
+from dmlstudy.study.experiment import Experiment
+from dmlstudy.study.params import load_params, settings
+
+
+def comparison(difference, half_width, seeds=6):
+    return Comparison(
+        "glyphs", 0, "fastap", "5 bins", "R@1", seeds, 60.0, 58.0, difference, half_width
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "half_width", "seeds", "verdict"),
+    [
+        (2.0, 1.5, 6, "yes"),
+        (-2.0, 1.5, 6, "no"),
+        (2.0, 2.5, 6, "not distinguishable"),
+        (2.0, 1.5, 5, "not distinguishable"),
+        (2.0, float("nan"), 1, "not distinguishable"),
+    ],
+)
+def test_only_six_seeds_and_an_interval_without_zero_decide(difference, half_width, seeds, verdict):
+    assert comparison(difference, half_width, seeds).verdict == verdict
+
+
+def test_a_method_meets_its_controls_seed_by_seed_on_validation_classes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
+    smoke = {"fold": 0, "folds": 2, "p": 2, "epochs": 1, "seeds": [3, 4]}
+    chosen = settings("fastap", load_params("fastap", "digits", smoke))
+    found = list(compare(chosen, say=lambda line: None))
+    controls = METHODS["fastap"].controls
+    assert [(c.control, c.metric) for c in found] == [
+        (n, m) for n in controls for m in ("R@1", "MAP@R")
+    ]
+    first = found[0]
+    experiment = Experiment(chosen, say=lambda line: None)
+    own, other = (
+        [experiment.run(seed, hyper).evaluation.metrics["R@1"] for seed in (3, 4)]
+        for hyper in ({}, controls[first.control])
+    )
+    assert (first.with_idea, first.control_value) == (sum(own) / 2, sum(other) / 2)
+    expected = t_interval([a - b for a, b in zip(own, other, strict=True)])
+    assert (first.difference, first.half_width) == pytest.approx(expected)
+
+
+def test_rows_are_added_under_one_header(tmp_path):
+    path = tmp_path / "validation" / "controls.csv"
+    append(path, [comparison(2.0, 1.5)])
+    append(path, [comparison(-2.0, 1.5)])
+    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    assert [row["beats its control"] for row in rows] == ["yes", "no"]
+    assert rows[0]["difference"] == "2.00"
