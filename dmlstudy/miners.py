@@ -5,6 +5,8 @@ from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, pairwise_distance, pairwise_similarity
 
+ROWS = 256  # anchors at a time: sorting needs several more matrices of their size
+
 
 @torch.no_grad()
 def relative_similarity(
@@ -62,10 +64,15 @@ def closest_negatives(
     """
     d = pairwise_distance(embeddings)
     positive, negative = pair_masks(labels)
-    # Rank of every candidate in its row: the position of its distance once the row is sorted.
-    order = d.masked_fill(~(negative & (d >= cutoff)), torch.inf).argsort(dim=1, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(len(d), device=d.device).expand_as(order)
-    )
+    negative &= d >= cutoff
+    d.masked_fill_(~negative, torch.inf)
     wanted = positive.sum(1, keepdim=True)
-    return positive, negative & (d >= cutoff) & (rank < wanted)
+    near = [_ranks(rows) < n for rows, n in zip(d.split(ROWS), wanted.split(ROWS), strict=True)]
+    return positive, negative & torch.cat(near)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Place of every entry once its row is sorted, [R, B]; equal ones in the order they stand in."""
+    order = values.argsort(dim=1, stable=True)
+    places = torch.arange(values.shape[1], device=values.device)
+    return torch.empty_like(order).scatter_(1, order, places.expand_as(order))
