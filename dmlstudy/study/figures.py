@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from dmlstudy.methods import find_method
 from dmlstudy.study.records import Record
 
 POSITIVE, NEGATIVE, NEUTRAL = "#1b7837", "#c51b7d", "#888888"
@@ -160,11 +162,9 @@ def sheet(title: str, rows: Sequence[np.ndarray]) -> Image:
 
 def ranking_dots(found: Sequence[Record], metric: str = "R@1") -> Image:
     """A panel per data set: every method's seeds as dots, their mean as a bar, the untrained trunk as a line."""
-    datasets = list(dict.fromkeys(record.dataset for record in found))
-    figure, axes = plt.subplots(
-        1, len(datasets), figsize=(3.1 * len(datasets) + 0.8, 3), squeeze=False
-    )
-    for axis, dataset in zip(axes[0], datasets, strict=True):
+    most = max(sum(r.dataset == record.dataset for r in found) for record in found)
+    figure, panels = _panels(found, height=0.19 * most + 1)
+    for dataset, axis in panels:
         rows = [r for r in found if r.dataset == dataset and r.method != "untrained"]
         rows.sort(key=lambda r: np.mean(r.metrics[metric]))
         for place, record in enumerate(rows):
@@ -181,21 +181,35 @@ def ranking_dots(found: Sequence[Record], metric: str = "R@1") -> Image:
     return _picture(figure)
 
 
-def spectrum_scatter(found: Sequence[Record]) -> Image:
-    """rho of the test embeddings against MAP@R, a panel per data set."""
+def _panels(found: Sequence[Record], height: float) -> tuple[Figure, list[tuple[str, Any]]]:
+    """A figure with a panel of `height` inches per data set, three in a row."""
     datasets = list(dict.fromkeys(record.dataset for record in found))
+    columns = min(3, len(datasets))
+    rows = -(-len(datasets) // columns)
     figure, axes = plt.subplots(
-        1, len(datasets), figsize=(2.9 * len(datasets) + 0.4, 2.8), squeeze=False
+        rows, columns, figsize=(4.2 * columns, height * rows), squeeze=False
     )
-    for axis, dataset in zip(axes[0], datasets, strict=True):
+    for axis in axes.flat[len(datasets) :]:
+        axis.axis("off")
+    return figure, list(zip(datasets, axes.flat, strict=False))
+
+
+def spectrum_scatter(found: Sequence[Record]) -> Image:
+    """rho of the test embeddings against MAP@R, a panel per data set; methods by the numbers of their notebooks."""
+    figure, panels = _panels(found, height=4)
+    for dataset, axis in panels:
         for record in (r for r in found if r.dataset == dataset):
             rho, score = np.mean(record.metrics["spectrum"]), np.mean(record.metrics["MAP@R"])
             axis.plot(rho, score, "o", color=NEUTRAL if record.method == "untrained" else POSITIVE)
+            number = find_method(record.method).card
             axis.annotate(
-                record.title, (rho, score), fontsize=6, xytext=(3, 3), textcoords="offset points"
+                number, (rho, score), fontsize=7, xytext=(3, 3), textcoords="offset points"
             )
         axis.set(title=dataset, xlabel="spectral decay ρ", ylabel="MAP@R")
-        axis.margins(0.25)
+        axis.margins(0.1)
+    names = dict(sorted((find_method(r.method).card, r.title) for r in found))
+    legend = ",  ".join(f"{number} {title}" for number, title in names.items())
+    figure.supxlabel(textwrap.fill(legend, 150), fontsize=7, color=NEUTRAL)
     figure.tight_layout()
     return _picture(figure)
 

@@ -88,6 +88,14 @@ def _joined(outputs: list[Any]) -> list[Any]:
     return joined
 
 
+# The template keeps columns free for prompts, which we leave out, and tables need the room.
+PAGE_STYLE = """<style>
+.container { width: 94%; max-width: 1400px }
+div.output_subarea { max-width: 100% }
+div.text_cell_render, div.input { max-width: 75em }
+</style>"""
+
+
 def to_html(path: Path) -> Path:
     """An executed notebook as one HTML file that loads nothing from anywhere; links lead to its siblings."""
     from nbconvert import HTMLExporter
@@ -101,6 +109,7 @@ def to_html(path: Path) -> Path:
     html = re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>", "", html)
     html = re.sub(r'<script type="module">.*?</script>', "", html, flags=re.DOTALL)  # mermaid
     html = re.sub(r'(href="[^":]*)\.ipynb"', r'\1.html"', html)
+    html = html.replace("</head>", f"{PAGE_STYLE}</head>", 1)
     target = path.with_suffix(".html")
     target.write_text(html, encoding="utf-8")
     return target

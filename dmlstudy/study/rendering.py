@@ -22,7 +22,7 @@ STYLE = [
     ("caption", "caption-side: top; text-align: left; padding: 0 0 6px; color: inherit"),
     ("caption b", "font-size: 15px"),
     ("caption small", "display: block; opacity: 0.7"),
-    ("th, td", "padding: 4px 12px; text-align: left; vertical-align: top; background: none"),
+    ("th, td", "padding: 4px 9px; text-align: left; vertical-align: top; background: none"),
     ("td", "font-variant-numeric: tabular-nums"),
     ("td b", "white-space: nowrap"),
     ("thead th", "font-weight: 600; vertical-align: bottom; border-bottom: 1px solid"),
@@ -159,12 +159,17 @@ def _html(cell: Cell) -> str:
     tags = {"": "span", "ours": "b", "paper": "small", "muted": "small"}
     parts = []
     for part in cell:
-        text = escape(part.text)
+        text = _unbroken(escape(part.text))
         if part.link:
             text = f'<a href="{escape(part.link)}">{text}</a>'
         tag = tags.get(part.kind, "span")
         parts.append(f'<{tag} class="{part.kind}">{text}</{tag}>')
     return "<br>".join(parts)
+
+
+def _unbroken(text: str) -> str:
+    """A number with its interval stays on one line."""
+    return text.replace(" ", "\u00a0") if "±" in text or text.startswith("[") else text
 
 
 def _markdown(cell: Cell) -> str:
