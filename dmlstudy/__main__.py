@@ -178,12 +178,15 @@ def summary(reports: Reports = LOCAL) -> None:
 @app.command()
 def html(reports: Reports = LOCAL) -> None:
     """Turn executed notebooks into HTML files that open without a network."""
+    from concurrent.futures import ProcessPoolExecutor
+
     from dmlstudy.study.notebooks import to_html
 
     folder = PROJECT / reports
     # reports/local is a study of its own inside the committed one.
     notebooks = [p for p in folder.rglob("*.ipynb") if "local" not in p.relative_to(folder).parts]
-    done = [to_html(path) for path in sorted(notebooks)]
+    with ProcessPoolExecutor() as pool:
+        done = list(pool.map(to_html, sorted(notebooks)))
     print(f"{len(done)} HTML files, start with {os.path.relpath(folder / 'summary.html', PROJECT)}")
 
 
