@@ -70,14 +70,16 @@ def _row(size: Size) -> dict[str, object]:
         {} if size.gallery else {"peer": peer}
     )
     data = size.data()
-    seconds = medians({name: maker(size, data) for name, maker in makers.items()}, rounds=5)
+    large = size.queries > 20_000
+    contenders = {name: maker(size, data) for name, maker in makers.items()}
+    seconds = medians(contenders, rounds=2 if large else 7, warm=not large)
     hits = retrieve(*data, ks=size.ks).hits
     row: dict[str, object] = {"test set": size.name, "queries": size.queries}
     row |= {"gallery": size.gallery or size.queries, "R@1": 100 * float(hits[1].mean())}
     row |= {f"{name}, s": value for name, value in seconds.items()}
     row |= {f"{n} / floor": seconds[n] / seconds["floor"] for n in makers if n != "floor"}
     row["goal"] = size.goal
-    for name in makers:
+    for name in [n for n in ("ours", "peer") if n in makers]:
         peak = peak_bytes(_prepare, makers[name], size)
         row[f"{name}, MB"] = None if peak is None else peak / 2**20
     return row
@@ -152,7 +154,8 @@ def million(size: Size = MILLION) -> pd.DataFrame:
         np.savez(Path(folder) / "rest.npz", query=query, labels=labels, names=gallery_labels)
         del gallery
         contenders = {"floor": mapped_floor, "ours": mapped_ours}
-        seconds = medians({k: run(path, size) for k, run in contenders.items()}, rounds=3)
+        runs = {k: run(path, size) for k, run in contenders.items()}
+        seconds = medians(runs, rounds=3, warm=False)
         peaks = {k: peak_bytes(_prepare_mapped, run, path, size) for k, run in contenders.items()}
         rows: list[dict[str, object]] = [
             {
@@ -220,18 +223,27 @@ def _approximate(path: Path, size: Size, floor_seconds: float) -> list[dict[str,
 
 
 def growth(
-    sizes: tuple[int, ...] = (5_000, 10_000, 20_000, 40_000, 60_000, 120_000),
+    sizes: tuple[int, ...] = (5_000, 10_000, 20_000, 40_000, 60_000, 120_000), others: int = 40_000
 ) -> pd.DataFrame:
-    """Seconds and peak MB over the number of embeddings, D = 128, classes of five; long form."""
+    """Seconds and peak MB over the number of embeddings, D = 128, classes of five; long form.
+
+    Args:
+        sizes: how many embeddings.
+        others: up to so many, faiss and the peer take part.
+    """
     torch.set_num_threads(2)
     rows = []
     for n in sizes:
         size = Size(f"{n:,}", n, 0, n // 5, 128, (1, 10, 100), 1.5, 1.0)
-        makers = {"floor": floor, "ours": ours, "faiss": faiss_flat, "peer": peer}
+        makers = {"floor": floor, "ours": ours}
+        makers |= {"faiss": faiss_flat, "peer": peer} if n <= others else {}
         data = size.data()
-        seconds = medians({k: run(size, data) for k, run in makers.items()}, rounds=3, budget=30)
+        contenders = {k: maker(size, data) for k, maker in makers.items()}
+        seconds = medians(contenders, rounds=3, budget=15, warm=n <= 20_000)
         for name, maker in makers.items():
-            peak = peak_bytes(_prepare, maker, size)
-            megabytes = None if peak is None else peak / 2**20
-            rows.append({"n": n, "contender": name, "seconds": seconds[name], "MB": megabytes})
+            row = {"n": n, "contender": name, "seconds": seconds[name]}
+            if name in ("ours", "peer"):
+                peak = peak_bytes(_prepare, maker, size)
+                row["MB"] = None if peak is None else peak / 2**20
+            rows.append(row)
     return pd.DataFrame(rows)

@@ -128,10 +128,10 @@ CASES = {
     "batch hard": Case(losses.triplet_batch_hard, _peer_batch_hard, 1.6),
     "ranked list": Case(losses.ranked_list, _peer_ranked_list, 3.0),
     "FastAP": Case(fastap, _peer_fastap, 5.0, peer_up_to=2048),
-    "margin": Case(losses.margin, _peer_margin, 4.0, peer_up_to=1024),
-    "margin + miner": Case(mined_margin, _peer_mined_margin, 4.0, peer_up_to=1024),
-    "SNR contrastive": Case(snr_contrastive, _peer_snr_contrastive, 4.0, peer_up_to=1024),
-    "SNR triplet": Case(snr_triplet, _peer_snr_triplet, 4.0, peer_up_to=1024),
+    "margin": Case(losses.margin, _peer_margin, 4.0, peer_up_to=512),
+    "margin + miner": Case(mined_margin, _peer_mined_margin, 4.0, peer_up_to=512),
+    "SNR contrastive": Case(snr_contrastive, _peer_snr_contrastive, 4.0, peer_up_to=512),
+    "SNR triplet": Case(snr_triplet, _peer_snr_triplet, 4.0, peer_up_to=512),
     "N-pair": Case(npair, _peer_npair),
 }
 
@@ -167,7 +167,7 @@ def small_batches() -> pd.DataFrame:
         for dim in (128, 512):
             for name in (*CASES, PROXIES):
                 contenders = _contenders(name, batch, dim, FEW_CLASSES, ("ours", "peer"))
-                seconds = medians(contenders, rounds=15, budget=6)
+                seconds = medians(contenders, rounds=15, budget=2)
                 ms = {who: 1e3 * value for who, value in seconds.items()}
                 ratio = ms["ours"] / ms["peer"]
                 rows.append({"loss": name, "B": batch, "D": dim, **ms, "ours / peer": ratio})
@@ -183,14 +183,14 @@ def growth() -> pd.DataFrame:
             # A step of the peer on 1024 anchors takes up to 20 seconds; what it would at 4096, nobody waits for.
             peer = ("peer",) if batch <= min(case.peer_up_to, 2048) else ()
             contenders = _contenders(name, batch, 512, None, ("ours", "plain", *peer, "floor"))
-            for who, seconds in medians(contenders, rounds=5, budget=6).items():
+            for who, seconds in medians(contenders, rounds=5, budget=2).items():
                 rows.append({"loss": name, "B": batch, "contender": who, "seconds": seconds})
     return pd.DataFrame(rows)
 
 
 def _timed(name: str, batch: int, dim: int) -> dict[str, object]:
     everyone = ("ours", "plain", "peer", "floor")
-    seconds = medians(_contenders(name, batch, dim, CLASSES, everyone), rounds=9, budget=40)
+    seconds = medians(_contenders(name, batch, dim, CLASSES, everyone), rounds=9, budget=15)
     floors = {f"{who} / floor": seconds[who] / seconds["floor"] for who in everyone[:3]}
     ms = {who: 1e3 * value for who, value in seconds.items()}
     goal = CASES[name].goal if name in CASES else PROXY_GOAL

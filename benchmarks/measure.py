@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import statistics
 import time
@@ -10,18 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dmlstudy.study.notebooks import KEEP_MEMORY
+
 Contenders = dict[str, Callable[[], object]]
 
 
-def medians(contenders: Contenders, *, rounds: int = 7, budget: float = 60.0) -> dict[str, float]:
+def medians(
+    contenders: Contenders, *, rounds: int = 7, budget: float = 60.0, warm: bool = True
+) -> dict[str, float]:
     """Seconds of each contender: the median over rounds in which all of them take their turn.
 
     Args:
-        contenders: name -> what is timed, inputs already built. Each runs once beforehand, untimed.
+        contenders: name -> what is timed, inputs already built.
         rounds: how often each is timed.
         budget: seconds after which no further round begins; one round is always finished.
+        warm: whether to run each once beforehand, untimed; what takes many seconds needs no warming.
     """
-    for run in contenders.values():
+    for run in contenders.values() if warm else ():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     begin = time.perf_counter()
@@ -44,7 +50,10 @@ def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments: Any) ->
     spawn = multiprocessing.get_context("spawn")
     receive, send = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_report_peak, args=(send, prepare, arguments))
+    # With the C library's defaults, a large buffer is a mapping of its own and leaves the resident size when freed.
+    kept = {name: os.environ.pop(name) for name in KEEP_MEMORY if name in os.environ}
     process.start()
+    os.environ.update(kept)
     send.close()
     try:
         return int(receive.recv())

@@ -102,7 +102,7 @@ def _evaluation_growth(found: pd.DataFrame, folder: Path) -> None:
     for axis, column, label in zip(
         axes, ("seconds", "MB"), ("seconds", "peak MB above the embeddings"), strict=True
     ):
-        _lines(axis, found, "n", column)
+        _lines(axis, found.dropna(subset=column), "n", column)
         axis.set(xlabel="embeddings, D = 128", ylabel=label)
     axes[0].legend(frameon=False)
     _save(figure, folder / "evaluation_growth.png")
