@@ -6,7 +6,7 @@ import pytest
 
 from dmlstudy.evaluation import t_interval
 from dmlstudy.methods import METHODS
-from dmlstudy.study.controls import Comparison, append, compare
+from dmlstudy.study.controls import Comparison, append, compare, validation_table
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import load_params, settings
 
@@ -58,3 +58,13 @@ def test_rows_are_added_under_one_header(tmp_path):
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
     assert [row["beats its control"] for row in rows] == ["yes", "no"]
     assert rows[0]["difference"] == "2.00"
+
+
+def test_the_table_shows_one_metric_of_the_file(tmp_path):
+    path = tmp_path / "controls.csv"
+    assert validation_table(path).rows == []
+    append(path, [comparison(2.0, 1.5)])
+    (row,) = validation_table(path).rows
+    texts = [part.text for cell in row for part in cell]
+    assert texts == ["FastAP", "5 bins", "60.0", "58.0", "+2.0", "± 1.5", "yes"]
+    assert validation_table(path, "MAP@R").rows == []

@@ -13,6 +13,7 @@ from dmlstudy.methods import find_method
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import Settings
 from dmlstudy.study.ranking import MIN_SEEDS
+from dmlstudy.study.rendering import Cell, Note, Part, Table, signed, trend
 
 METRICS = ("R@1", "MAP@R")
 
@@ -93,3 +94,38 @@ def append(path: Path, found: Sequence[Comparison]) -> None:
         for row in found:
             values = [f"{v:.2f}" if isinstance(v, float) else v for v in astuple(row)]
             writer.writerow([*values, row.verdict])
+
+
+def validation_table(path: Path, metric: str = "R@1") -> Table:
+    """The rows of such a CSV file, for one metric, as a table; empty if there is no file."""
+    import pandas as pd
+
+    found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["metric"])
+    found = found[found["metric"] == metric]
+    rows: list[list[Cell]] = []
+    for c in found.to_dict("records"):
+        difference = Part(signed(c["difference"]), trend(c["difference"]))
+        rows.append(
+            [
+                (Part(find_method(c["method"]).title),),
+                (Part(c["control"]),),
+                (Part(f"{c['with_idea']:.1f}", "ours"),),
+                (Part(f"{c['control_value']:.1f}"),),
+                (difference, Part(f"± {c['half_width']:.1f}", "muted")),
+                (Part(c["beats its control"]),),
+            ]
+        )
+    where = ", ".join(
+        f"{d}, fold {f}"
+        for d, f in dict.fromkeys(zip(found.get("dataset", []), found.get("fold", []), strict=True))
+    )
+    heads = ("method", "control", f"{metric} (%)", f"control, {metric}", "difference", "beats it")
+    note = "Paired seed by seed, ± is the 95 % t interval; fewer than six seeds never decide."
+    return Table(
+        name="validation_controls",
+        title=f"Methods and their controls on validation classes ({where or 'none recorded'})",
+        columns=[("", head) for head in heads],
+        rows=rows,
+        data=found,
+        notes=[Note(note)],
+    )
