@@ -1,21 +1,21 @@
 """DAMLRRM: trees against Kruskal and scipy, the loss against loops, and two streams whose images all meet."""
 
-import io
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dmlstudy.data import Augment, Pixels, pk_batches
+from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError
 from dmlstudy.geometry import pair_masks, pairwise_distance
 from dmlstudy.losses.damlrrm import minimum_spanning_trees, spanning_tree
 from dmlstudy.methods.base import Batch, Task
 from dmlstudy.methods.damlrrm import DAMLRRM, two_streams
 from dmlstudy.networks import build_network
-from dmlstudy.training import Recipe, train
+from dmlstudy.training import Recipe
 
 # Ragged classes, two of them singletons; some of the ten are absent.
 LABELS = torch.tensor([0] * 7 + [2] * 5 + [3] * 4 + [5] * 2 + [8, 9])
@@ -183,11 +183,6 @@ def test_small_classes_are_filled_up(n, k):
 # --- the method
 
 
-@pytest.fixture
-def inputs(tiny_images):
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
-
-
 def build(seed=0, **hyper):
     torch.manual_seed(seed)
     return DAMLRRM(build_network("convnet", channels=1, embedding_size=8), Task(6, 48, 5), **hyper)
@@ -246,24 +241,11 @@ def test_controls_change_the_edges_only(inputs):
 
 
 @pytest.mark.parametrize("hyper", [{}, *DAMLRRM.controls.values()], ids=str)
-def test_training_lowers_the_loss_and_resumes_exactly(hyper, inputs):
-    recipe, saved = Recipe(4, 4, 5, 3e-3, 3e-3, 1e-4), io.BytesIO()
-
-    def keep(progress):
-        if progress.epoch == 2:
-            torch.save(progress, saved)
-
-    def go(method, **options):
-        return train(method, inputs, inputs.images.labels, recipe, 0, **options)
-
-    first, again = build(**hyper), build(seed=9, **hyper)
-    done = go(first, after_epoch=keep)
+def test_training_lowers_the_loss_and_resumes_exactly(hyper, inputs, resumed_exactly):
+    recipe = Recipe(4, 4, 5, 3e-3, 3e-3, 1e-4)
+    method, done = resumed_exactly(partial(build, **hyper), recipe, after=2)
     assert done.history[-1]["spanning tree"] < 0.97 * done.history[0]["spanning tree"]
-    saved.seek(0)
-    assert go(again, resume=torch.load(saved, weights_only=False)).history == done.history
-    for a, b in zip(again.state_dict().values(), first.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    assert F.normalize(first.embed(whole(inputs).images)).isfinite().all()
+    assert F.normalize(method.embed(whole(inputs).images)).isfinite().all()
 
 
 def test_unknown_names_suggest_the_nearest():

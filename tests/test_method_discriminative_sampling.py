@@ -1,15 +1,15 @@
 """DE-DSP: N-pair against loops and PML, the policy's probabilities by enumeration, and whom it comes to propose."""
 
-import io
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dmlstudy.data import Augment, Pixels, pk_batches
+from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError
 from dmlstudy.losses.npair import npair
 from dmlstudy.methods.base import Batch, Task
@@ -196,11 +196,6 @@ def test_rewards_equal_the_loop_and_npair_of_two_classes():
 TASK, PER_CLASS = Task(6, 48, 4), 8
 
 
-@pytest.fixture
-def inputs(tiny_images):
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
-
-
 def build(seed=0, task=TASK, **hyper):
     torch.manual_seed(seed)
     network = build_network("convnet", channels=1, embedding_size=8)
@@ -372,24 +367,10 @@ def test_the_policy_comes_to_propose_the_confusable_class():
 
 
 @pytest.mark.parametrize("hyper", [{}, *DiscriminativeSampling.controls.values()], ids=str)
-def test_training_lowers_the_loss_and_resumes_exactly(hyper, inputs):
-    recipe, saved = Recipe(4, 4, 5, 3e-3, 3e-3, 1e-4), io.BytesIO()
-
-    def keep(progress):
-        if progress.epoch == 2:
-            torch.save(progress, saved)
-
-    def go(method, **options):
-        return train(method, inputs, inputs.images.labels, recipe, 0, **options)
-
-    first, again = build(**hyper), build(seed=9, **hyper)
-    done = go(first, after_epoch=keep)
+def test_training_lowers_the_loss_and_resumes_exactly(hyper, resumed_exactly):
+    recipe = Recipe(4, 4, 5, 3e-3, 3e-3, 1e-4)
+    _, done = resumed_exactly(partial(build, **hyper), recipe, after=2)
     assert done.history[-1]["npair"] < 0.9 * done.history[0]["npair"]
-    saved.seek(0)
-    assert go(again, resume=torch.load(saved, weights_only=False)).history == done.history
-    assert list(again.state_dict()) == list(first.state_dict())
-    for a, b in zip(again.state_dict().values(), first.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_raw_embeddings_are_ranked_by_cosine(inputs):

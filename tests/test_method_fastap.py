@@ -1,7 +1,5 @@
 """FastAP: against a loop over pairs, pytorch-metric-learning and exact average precision."""
 
-import io
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ from dmlstudy.losses.fastap import fastap, soft_histogram
 from dmlstudy.methods.base import Batch, Task
 from dmlstudy.methods.fastap import FastAP
 from dmlstudy.networks import build_network
-from dmlstudy.training import Recipe, train
+from dmlstudy.training import Recipe
 
 X = torch.tensor([[1, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]], dtype=torch.float64)
 EASY, HARD = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
@@ -156,21 +154,6 @@ def test_bins_reach_the_loss(tiny_images):
     assert {hyper["bins"] for hyper in FastAP.controls.values()} == {5, 20}
 
 
-def test_training_lowers_the_loss_and_resumes_exactly(tiny_images):
-    inputs, saved = Pixels(tiny_images, 8, Augment(shift=0.1)), io.BytesIO()
-    recipe = Recipe(4, 4, 4, 1e-2, 1e-2, 1e-4)
-
-    def keep(progress):
-        if progress.epoch == 1:
-            torch.save(progress, saved)
-
-    def go(method, **options):
-        return train(method, inputs, tiny_images.labels, recipe, 0, **options)
-
-    whole, again = build(), build(seed=9)
-    done = go(whole, after_epoch=keep)
+def test_training_lowers_the_loss_and_resumes_exactly(resumed_exactly):
+    _, done = resumed_exactly(build, Recipe(4, 4, 4, 1e-2, 1e-2, 1e-4), after=1)
     assert done.history[-1]["1 - FastAP"] < done.history[0]["1 - FastAP"]
-    saved.seek(0)
-    assert go(again, resume=torch.load(saved, weights_only=False)).history == done.history
-    for a, b in zip(again.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(a, b)

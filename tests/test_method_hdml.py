@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmlstudy.data import Augment, Pixels
 from dmlstudy.errors import StudyError
 from dmlstudy.losses.hdml import fading, npair_tuples, pair_indices, pull
 from dmlstudy.losses.npair import npair
@@ -142,11 +141,6 @@ def under_way(**hyper):
     method = build(**hyper)
     method.trace = [[1.0, 0.1]] * 2
     return method
-
-
-@pytest.fixture
-def inputs(tiny_images):
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Invariant and spreading features: against loops and NT-Xent; no label may ever matter."""
 
-import copy
 import io
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -151,17 +151,8 @@ def test_labels_are_never_seen(inputs):
 
 
 @pytest.mark.parametrize("hyper", [{}, *InvariantSpreading.controls.values()], ids=str)
-def test_resumed_is_bit_identical(hyper, inputs):
-    kept = {}
-
-    def keep(progress):
-        kept[progress.epoch] = copy.deepcopy(progress)
-
-    done = train(build(**hyper), inputs, LABELS, RECIPE, 0, after_epoch=keep)
-    again = train(build(9, **hyper), inputs, LABELS, RECIPE, 0, resume=kept[1])
-    assert again.history == done.history
-    for name, tensor in done.method.items():
-        assert torch.equal(tensor, again.method[name])
+def test_resumed_is_bit_identical(hyper, resumed_exactly):
+    resumed_exactly(partial(build, **hyper), RECIPE, after=1)
 
 
 def test_every_batch_holds_different_images(inputs):

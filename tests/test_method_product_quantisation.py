@@ -1,6 +1,7 @@
 """Supervised product quantisation: codes, losses and look-ups against loops, brute force and faiss."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -295,17 +296,8 @@ def test_float_control_quantises_nothing(inputs):
 
 
 @pytest.mark.parametrize("hyper", [{}, *ProductQuantisation.controls.values()], ids=str)
-def test_resumed_is_bit_identical(hyper, inputs):
-    kept = {}
-
-    def keep(progress):
-        kept[progress.epoch] = copy.deepcopy(progress)
-
-    done = go(build(**hyper), inputs, after_epoch=keep)
-    again = go(build(9, **hyper), inputs, resume=kept[1])
-    assert again.history == done.history
-    for name, tensor in done.method.items():
-        assert torch.equal(tensor, again.method[name])
+def test_resumed_is_bit_identical(hyper, resumed_exactly):
+    resumed_exactly(partial(build, **hyper), RECIPE, after=1)
 
 
 @pytest.mark.parametrize("ranking", ["asymmetric", "float"])

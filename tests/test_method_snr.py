@@ -1,20 +1,19 @@
 """SNR: the distance, both losses on it against loops and pytorch-metric-learning, and the Euclidean twin."""
 
-import io
 import itertools
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dmlstudy.data import Augment, Pixels
 from dmlstudy.errors import StudyError
 from dmlstudy.geometry import squared_distance
 from dmlstudy.losses.snr import snr_contrastive, snr_distance, snr_triplet, zero_mean
 from dmlstudy.methods.base import Batch, Task
 from dmlstudy.methods.snr import SNR
 from dmlstudy.networks import build_network
-from dmlstudy.training import Recipe, train
+from dmlstudy.training import Recipe
 
 # Ragged classes, two of them singletons.
 LABELS = torch.tensor([0] * 7 + [2] * 5 + [3] * 4 + [5] * 2 + [8, 9])
@@ -195,11 +194,6 @@ def build(seed=0, **hyper):
     return SNR(network, Task(6, 48, 4), **hyper)
 
 
-@pytest.fixture
-def inputs(tiny_images):
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
-
-
 def test_the_query_is_the_anchor_and_ranks_as_centred_euclid():
     (q, _), (g, _) = batch(0), batch(1)
     s = build().similarity(q, g)
@@ -235,23 +229,10 @@ def test_the_triplet_form_and_no_zero_mean(inputs):
 
 
 @pytest.mark.parametrize("hyper", [{}, *SNR.controls.values()], ids=str)
-def test_training_lowers_the_loss_and_resumes_exactly(hyper, inputs):
-    recipe, saved = Recipe(4, 4, 4, 3e-3, 3e-3, 1e-4), io.BytesIO()
-
-    def keep(progress):
-        if progress.epoch == 1:
-            torch.save(progress, saved)
-
-    def go(method, **options):
-        return train(method, inputs, inputs.images.labels, recipe, 0, **options)
-
-    whole, again = build(**hyper), build(seed=9, **hyper)
-    done = go(whole, after_epoch=keep)
-    assert done.history[-1][whole.form] < done.history[0][whole.form]
-    saved.seek(0)
-    assert go(again, resume=torch.load(saved, weights_only=False)).history == done.history
-    for a, b in zip(again.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(a, b)
+def test_training_lowers_the_loss_and_resumes_exactly(hyper, resumed_exactly):
+    recipe = Recipe(4, 4, 4, 3e-3, 3e-3, 1e-4)
+    method, done = resumed_exactly(partial(build, **hyper), recipe, after=1)
+    assert done.history[-1][method.form] < done.history[0][method.form]
 
 
 def test_unknown_names_suggest_the_nearest():

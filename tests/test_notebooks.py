@@ -11,6 +11,7 @@ from dmlstudy.methods import METHODS
 from dmlstudy.study.notebooks import NOTEBOOKS, clean, execute, source_notebook
 from dmlstudy.study.params import parameters_cell, settings
 
+REPORTS = NOTEBOOKS.parent / "reports"
 SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
 # Cells in which notebooks may differ: the text on the method, its source, its figures, its name.
 OWN = re.compile(r"title|idea|parameters|verdict|source(-\d+)?|(figure|after).*")
@@ -40,6 +41,16 @@ def test_sources_are_clean(path):
             assert cell.execution_count is None
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     assert tags == ["parameters"]
+
+
+def test_committed_reports_are_free_of_what_differs_between_machines():
+    reports = [p for p in sorted(REPORTS.glob("*/*.ipynb")) if p.parent.name != "local"]
+    assert reports
+    for path in reports:
+        notebook = read(path)
+        assert set(notebook.metadata) <= {"kernelspec", "language_info"}, path
+        injected = [c.source for c in notebook.cells if c.id == "injected-parameters"]
+        assert len(injected) == 1 and "record = " not in injected[0], path
 
 
 def test_every_method_has_a_notebook_and_every_notebook_a_method():
