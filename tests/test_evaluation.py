@@ -77,7 +77,7 @@ def test_ties_are_scored_by_expectation(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_queries_rank_all_others_in_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation.retrieval, "BLOCK", 6 * 4)  # blocks of 4 and 2 queries
+    monkeypatch.setattr(evaluation.search, "BLOCK", 6 * 4)  # blocks of 4 and 2 queries
     rng = np.random.default_rng(seed)
     table = torch.from_numpy(rng.integers(0, 3, (6, 6))).float().fill_diagonal_(9)
     y = torch.from_numpy(rng.integers(0, 3, 6))
@@ -134,7 +134,7 @@ def test_perfect_is_100_and_collapsed_is_chance() -> None:
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = clustered(2)
     whole = evaluate(x, y).metrics
-    monkeypatch.setattr(evaluation.retrieval, "BLOCK", 96 * 7)
+    monkeypatch.setattr(evaluation.search, "BLOCK", 96 * 7)
     monkeypatch.setattr(evaluation.verification, "BLOCK", 96 * 7)
     monkeypatch.setattr(evaluation.spectrum, "BLOCK", 96 * 7)
     assert evaluate(x, y).metrics == pytest.approx(whole, rel=1e-5)  # AUROC bins follow block one
@@ -154,9 +154,9 @@ def test_every_walk_over_blocks_gives_the_scores_of_whole_rows(
     y = torch.randint(30, (120,), generator=g) * 2**25
     split = (x[:50], y[:50], x[50:], y[50:]) if apart else (x, y)
     whole = retrieve(*split, similarity=lambda a, b: a @ b.T, ks=(1, 3, 50))
-    monkeypatch.setattr(evaluation.retrieval, "WIDTH", 16)
-    monkeypatch.setattr(evaluation.retrieval, "SIDE", 11)
-    monkeypatch.setattr(evaluation.retrieval, "PAIRS", pairs)
+    monkeypatch.setattr(evaluation.search, "WIDTH", 16)
+    monkeypatch.setattr(evaluation.search, "SIDE", 11)
+    monkeypatch.setattr(evaluation.search, "PAIRS", pairs)
     blocked = retrieve(*split, ks=(1, 3, 50))
     assert blocked.excluded == whole.excluded
     assert blocked.queries.tolist() == whole.queries.tolist()
@@ -269,7 +269,7 @@ def long_tail(a: Tensor, b: Tensor) -> Tensor:
     ],
 )
 def test_auroc_whatever_the_range_of_similarities(
-    similarity: evaluation.retrieval.Similarity, scale: float, outlier: float
+    similarity: evaluation.search.Similarity, scale: float, outlier: float
 ) -> None:
     from sklearn.metrics import roc_auc_score
 

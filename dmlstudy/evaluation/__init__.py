@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from dmlstudy.evaluation.clustering import nmi
-from dmlstudy.evaluation.retrieval import (
-    Retrieval,
-    Similarity,
-    inner_product,
-    neighbours,
-    retrieve,
-)
+from dmlstudy.evaluation.retrieval import Retrieval, retrieve
+from dmlstudy.evaluation.search import Similarity, inner_product, neighbours
 from dmlstudy.evaluation.spectrum import alignment, density, spectral_decay, uniformity
 from dmlstudy.evaluation.uncertainty import class_bootstrap, t_interval
 from dmlstudy.evaluation.verification import auroc, ordered_pairs, pair_histograms

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor
 
 from dmlstudy.errors import StudyError
-from dmlstudy.evaluation.ranks import Ranks
-from dmlstudy.geometry import pairwise_similarity as inner_product
-
-Similarity = Callable[[Tensor, Tensor], Tensor]
-BLOCK = 2**24  # similarities held at once: 64 MB of float32
-SIDE = 1024  # queries in a block of a product of two blocks
-WIDTH = 16384  # gallery items in such a block: with SIDE queries as many similarities as BLOCK
-PAIRS = 2**22  # positive pairs held at once
+from dmlstudy.evaluation.search import Search, Similarity, inner_product, walk
 
 
 @dataclass(frozen=True)
@@ -82,9 +74,9 @@ def retrieve(
     classes, order = gallery_labels.sort(stable=True)
     first = torch.searchsorted(classes, query_labels)
     members = torch.searchsorted(classes, query_labels, right=True) - first
-    search = _Search(query, gallery, similarity, alone, max(ks), order, first, members)
+    search = Search(query, gallery, similarity, alone, max(ks), order, first, members)
     parts = []
-    for rows, ranks in _walk(search):
+    for rows, ranks in walk(search):
         if ranks.scored.any():
             parts.append((rows[ranks.scored], *ranks.hit_rates(ks), *ranks.precisions()))
     if not parts:
@@ -108,204 +100,17 @@ def retrieve(
     )
 
 
-def neighbours(
-    query: Tensor,
-    gallery: Tensor | None,
-    k: int,
-    *,
-    similarity: Similarity = inner_product,
-) -> tuple[Tensor, Tensor]:
-    """The k nearest gallery items of each query: similarities and positions, [Q, k], nearest first.
-
-    Without a gallery the queries search each other, each without itself. Fewer than k where there are fewer.
-    """
-    other = query if gallery is None else gallery
-    k = min(k, len(other) - (gallery is None))
-    step = max(1, BLOCK // len(other))
-    found = []
-    for start in range(0, len(query), step):
-        s = _similarities(query[start : start + step], other, similarity)
-        if gallery is None:
-            s.diagonal(start).fill_(-torch.inf)
-        found.append(s.topk(k))
-    values, positions = zip(*found, strict=True)
-    return torch.cat(values), torch.cat(positions)
-
-
 def _check(name: str, rows: Tensor, labels: Tensor) -> None:
     if not len(rows) or len(rows) != len(labels):
         raise StudyError(
             f"The {name} has {len(rows)} embeddings and {len(labels)} labels: it needs at least one embedding, "
             "and one label for each."
         )
-    if (
-        rows.sum().isfinite()
-    ):  # one pass and no temporary; a sum may overflow, so the rows are looked at
+    # One pass and no temporary. A sum of finite rows may overflow, so it only acquits.
+    if rows.sum().isfinite():
         return
     broken = int((~rows.isfinite()).any(1).sum())
     if broken:
         raise StudyError(
             f"{broken} of {len(rows)} {name} embeddings are not finite: lower the learning rate."
         )
-
-
-def _similarities(query: Tensor, gallery: Tensor, similarity: Similarity) -> Tensor:
-    s = similarity(query, gallery).float()
-    # No comparison with NaN is true, so it would pass for a best positive without any rival.
-    if not (s.amin().isfinite() and s.amax().isfinite()):
-        raise StudyError(
-            "The ranking similarity is not finite for some pairs: check the method's `similarity`, or lower "
-            "the learning rate."
-        )
-    return s
-
-
-@dataclass(frozen=True)
-class _Search:
-    """What is searched, and where the positives of each query are: next to each other in `order`.
-
-    Attributes:
-        alone: the queries search each other, each without itself.
-        deepest: the largest K of R@K.
-        order: [G] gallery positions, class by class.
-        first: [Q] where in `order` the class of each query begins.
-        members: [Q] gallery items of its class, the query itself included where it is one.
-    """
-
-    query: Tensor
-    gallery: Tensor
-    similarity: Similarity
-    alone: bool
-    deepest: int
-    order: Tensor
-    first: Tensor
-    members: Tensor
-
-    def positives(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """(row, place in `order`) of every positive of the queries at positions [b]."""
-        members = self.members[queries]
-        row = torch.arange(len(queries)).repeat_interleave(members)
-        within = torch.arange(len(row)) - (members.cumsum(0) - members)[row]
-        place = self.first[queries][row] + within
-        if self.alone:
-            other = self.order[place] != queries[row]
-            row, place = row[other], place[other]
-        return row, place
-
-
-def _walk(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
-    """(positions [b], ranks) for blocks of queries, in the cheapest way that is exact."""
-    if search.similarity is inner_product and _products_are_finite(search):
-        if search.alone and _few_positives(search):
-            return _by_block_pairs(search)
-        if len(search.gallery) > 4 * WIDTH:
-            return _by_gallery_blocks(search)
-    return _by_rows(search)
-
-
-def _by_rows(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
-    """(positions [b], ranks) for blocks of queries, each against the whole gallery: any similarity."""
-    most = max(1, int(search.members.max()))
-    step = max(1, min(BLOCK // len(search.gallery), PAIRS // most))
-    for start in range(0, len(search.query), step):
-        s = _similarities(search.query[start : start + step], search.gallery, search.similarity)
-        if search.alone:
-            s.diagonal(start).fill_(-torch.inf)
-        queries = torch.arange(start, start + len(s))
-        row, place = search.positives(queries)
-        ranks = Ranks(s, row, search.order[place], search.deepest)
-        ranks.count(s)
-        yield queries, ranks
-
-
-def _products_are_finite(search: _Search) -> bool:
-    """Whether no product can overflow, so that blocks need no look: |x . y| <= |x| |y| bounds partial sums too."""
-    longest = [
-        float(torch.linalg.vector_norm(part, dim=1).max())
-        for x in ([search.query] if search.alone else [search.query, search.gallery])
-        for part in x.split(WIDTH)
-    ]
-    return max(longest) ** 2 < torch.finfo(search.query.dtype).max / 2
-
-
-def _few_positives(search: _Search) -> bool:
-    """Whether the positives of all queries fit in memory at once."""
-    return int(search.members.max()) <= SIDE and int(search.members.sum()) <= PAIRS
-
-
-def _by_gallery_blocks(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
-    """(positions [b], ranks) for a gallery that is too large for whole rows of similarities, or for memory.
-
-    A block of queries meets its positives first, which gives the levels, then the gallery block by block, as it
-    lies in memory or in a mapped file. There each positive takes the similarity that it had as a level.
-    """
-    most = max(1, int(search.members.max()))
-    step = max(1, min(SIDE, PAIRS // most))
-    for queries in torch.arange(len(search.query)).split(step):
-        x = search.query[queries]
-        row, place = search.positives(queries)
-        column = search.order[place]
-        found, at = column.unique(return_inverse=True)
-        level = torch.cat([x @ _padded(search.gallery[part]).T for part in found.split(WIDTH)], 1)
-        ranks = Ranks(level.float(), row, at, search.deepest)
-        by_column = column.argsort()
-        row, column, own = row[by_column], column[by_column], level[row, at][by_column]
-        for start in range(0, len(search.gallery), WIDTH):
-            block = search.gallery[start : start + WIDTH]
-            s = (x @ _padded(block).T)[:, : len(block)]
-            first, last = torch.searchsorted(column, torch.tensor([start, start + WIDTH])).tolist()
-            s[row[first:last], column[first:last] - start] = own[first:last]
-            if search.alone:
-                within = (queries >= start) & (queries < start + WIDTH)
-                s[within.nonzero()[:, 0], queries[within] - start] = -torch.inf
-            ranks.count(s.float())
-        yield queries, ranks
-
-
-def _padded(rows: Tensor) -> Tensor:
-    """Rows [n, D] filled up to [WIDTH, D] with zeros: how a product is rounded may depend on its shape."""
-    if len(rows) == WIDTH:
-        return rows
-    block = rows.new_zeros(WIDTH, rows.shape[1])
-    block[: len(rows)] = rows
-    return block
-
-
-def _by_block_pairs(search: _Search) -> Iterator[tuple[Tensor, Ranks]]:
-    """(positions [b], ranks) for blocks of whole classes; the product of two blocks serves both.
-
-    The positives of a block lie within it, so its own product comes first and gives the levels. All products
-    have one shape, rows of zeros filling the last: how a product is rounded may depend on the shape, and equal
-    vectors must have equal similarities.
-    """
-    bounds = _class_bounds(search)
-    side = -(-max(end - start for start, end in pairwise(bounds)) // 64) * 64
-    blocks = [search.order[start:end] for start, end in pairwise(bounds)]
-    # A copy, class by class: gathering rows for each product would cost a tenth of it.
-    x = search.query.new_zeros(len(blocks), side, search.query.shape[1])
-    for rows, block in zip(x, blocks, strict=True):
-        rows[: len(block)] = search.query[block]
-
-    every = []
-    for start, block, rows in zip(bounds, blocks, x, strict=False):
-        s = (rows @ rows.T)[: len(block), : len(block)].float()
-        s.diagonal().fill_(-torch.inf)
-        row, place = search.positives(block)
-        ranks = Ranks(s, row, place - start, search.deepest)
-        ranks.count(s)
-        every.append(ranks)
-    for (i, one), (j, other) in combinations(enumerate(blocks), 2):
-        s = (x[i] @ x[j].T)[: len(one), : len(other)].float()
-        every[i].count(s)
-        every[j].count(s, axis=1)
-    yield from zip(blocks, every, strict=True)
-
-
-def _class_bounds(search: _Search) -> list[int]:
-    """Where to cut `order` into nearly equal parts of about `SIDE` without cutting a class."""
-    n = len(search.order)
-    starts = torch.cat([search.first.unique(), torch.tensor([n])])
-    parts = -(-n // SIDE)
-    targets = torch.arange(parts + 1) * n // parts
-    bounds: list[int] = starts[torch.searchsorted(starts, targets)].unique().tolist()
-    return bounds

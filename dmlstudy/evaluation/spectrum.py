@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.evaluation.retrieval import BLOCK
+from dmlstudy.evaluation.search import BLOCK
 
 # Share of a singular value that counts as zero. Below it lies the rounding of float32 embeddings, which a
 # smaller floor would let into rho wherever the rank is not full.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dmlstudy.evaluation.retrieval import BLOCK, Similarity
+from dmlstudy.evaluation.search import BLOCK, Similarity
 
 BINS = 2**16
 

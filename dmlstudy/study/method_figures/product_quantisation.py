@@ -8,8 +8,7 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import Image
 
-from dmlstudy.evaluation import retrieve
-from dmlstudy.evaluation.retrieval import Similarity
+from dmlstudy.evaluation import Similarity, retrieve
 from dmlstudy.geometry import squared_distance
 from dmlstudy.losses.product_quantisation import hard_codes, soft_and_hard
 from dmlstudy.methods.product_quantisation import ProductQuantisation
