@@ -131,17 +131,13 @@ def controls(
     out: Annotated[str, typer.Option(help="CSV file to add the rows to.")] = "",
 ) -> None:
     """Does the method's own idea help? It against its controls, seed by seed, on a validation fold."""
-    from dmlstudy.study.controls import append, compare
+    from dmlstudy.study.controls import METRICS, append, as_table, compare
     from dmlstudy.study.params import load_params, settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
-    table = Table("control", "metric", "method", "control's", "difference, 95 %", "beats it")
     found = list(compare(chosen, say=print))
-    for c in found:
-        difference = f"{c.difference:+.1f} ± {c.half_width:.1f}"
-        values = (f"{c.with_idea:.1f}", f"{c.control_value:.1f}", difference, c.verdict)
-        table.add_row(c.control, c.metric, *values)
-    Console().print(table)
+    for metric in METRICS:
+        print("\n" + as_table(found, metric).text())
     if out:
         append(Path(out), found)
 

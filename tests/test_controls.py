@@ -6,7 +6,7 @@ import pytest
 
 from dmlstudy.evaluation import t_interval
 from dmlstudy.methods import METHODS
-from dmlstudy.study.controls import Comparison, append, compare, validation_table
+from dmlstudy.study.controls import Comparison, append, as_table, compare, read
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import load_params, settings
 
@@ -62,9 +62,10 @@ def test_rows_are_added_under_one_header(tmp_path):
 
 def test_the_table_shows_one_metric_of_the_file(tmp_path):
     path = tmp_path / "controls.csv"
-    assert validation_table(path).rows == []
+    assert as_table(read(path)).rows == []
     append(path, [comparison(2.0, 1.5)])
-    (row,) = validation_table(path).rows
+    assert read(path) == [comparison(2.0, 1.5)]
+    (row,) = as_table(read(path)).rows
     texts = [part.text for cell in row for part in cell]
     assert texts == ["FastAP", "5 bins", "60.0", "58.0", "+2.0", "± 1.5", "yes"]
-    assert validation_table(path, "MAP@R").rows == []
+    assert as_table(read(path), "MAP@R").rows == []

@@ -96,29 +96,39 @@ def append(path: Path, found: Sequence[Comparison]) -> None:
             writer.writerow([*values, row.verdict])
 
 
-def validation_table(path: Path, metric: str = "R@1") -> Table:
-    """The rows of such a CSV file, for one metric, as a table; empty if there is no file."""
+def read(path: Path) -> list[Comparison]:
+    """The rows of such a file; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    convert = {"str": str, "int": int, "float": float}
+    return [
+        Comparison(**{f.name: convert[str(f.type)](row[f.name]) for f in fields(Comparison)})
+        for row in rows
+    ]
+
+
+def as_table(found: Sequence[Comparison], metric: str = "R@1") -> Table:
+    """The comparisons by one metric, for notebooks and terminals."""
     import pandas as pd
 
-    found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["metric"])
-    found = found[found["metric"] == metric]
-    rows: list[list[Cell]] = []
-    for c in found.to_dict("records"):
-        difference = Part(signed(c["difference"]), trend(c["difference"]))
-        rows.append(
-            [
-                (Part(find_method(c["method"]).title),),
-                (Part(c["control"]),),
-                (Part(f"{c['with_idea']:.1f}", "ours"),),
-                (Part(f"{c['control_value']:.1f}"),),
-                (difference, Part(f"± {c['half_width']:.1f}", "muted")),
-                (Part(c["beats its control"]),),
-            ]
-        )
-    where = ", ".join(
-        f"{d}, fold {f}"
-        for d, f in dict.fromkeys(zip(found.get("dataset", []), found.get("fold", []), strict=True))
-    )
+    shown = [c for c in found if c.metric == metric]
+    rows: list[list[Cell]] = [
+        [
+            (Part(find_method(c.method).title),),
+            (Part(c.control),),
+            (Part(f"{c.with_idea:.1f}", "ours"),),
+            (Part(f"{c.control_value:.1f}"),),
+            (
+                Part(signed(c.difference), trend(c.difference)),
+                Part(f"± {c.half_width:.1f}", "muted"),
+            ),
+            (Part(c.verdict),),
+        ]
+        for c in shown
+    ]
+    where = ", ".join(dict.fromkeys(f"{c.dataset}, fold {c.fold}" for c in shown))
     heads = ("method", "control", f"{metric} (%)", f"control, {metric}", "difference", "beats it")
     note = "Paired seed by seed, ± is the 95 % t interval; fewer than six seeds never decide."
     return Table(
@@ -126,6 +136,6 @@ def validation_table(path: Path, metric: str = "R@1") -> Table:
         title=f"Methods and their controls on validation classes ({where or 'none recorded'})",
         columns=[("", head) for head in heads],
         rows=rows,
-        data=found,
+        data=pd.DataFrame(shown, columns=[f.name for f in fields(Comparison)]),
         notes=[Note(note)],
     )
