@@ -12,49 +12,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Similarities searched at once: a block in the cache, and little memory where everything ties.
-ROWS = 256
+# Similarities searched at once: few calls, and some 100 MB at most even where everything ties.
+ROWS = 1024
 COLUMNS = 2048
 
 
 class Ranks:
     """Counts for one block of queries. `levels` are the distinct similarities of a query's positives.
 
+    Levels that turn out too far down to matter are dropped on the way, but the best of each query stays.
+
     Attributes:
         positives: [b] number of positives of each query, its R.
+        scored: [b] whether it has any.
         row: [L] the query of each level; levels lie query by query, each query's rising.
+        best: [scored] the highest level of each query that has one.
         at: [L] positives at the level.
-        level: [L] items at the level, positives among them.
-        above: [L] items above the level but below the query's next one.
     """
 
     def __init__(self, first: Tensor, row: Tensor, column: Tensor, deepest: int) -> None:
-        """Reads the levels; counts nothing yet.
+        """Reads the levels and counts the positives; the other items are yet to come.
 
         Args:
-            first: [b, m] similarities that include those of every positive.
+            first: [b, m] similarities that include those of every positive, which are set to -inf.
             row: [P] query of each positive, rising.
             column: [P] where it is in `first`.
             deepest: the largest K of R@K.
         """
+        self._deepest = deepest
         self.positives = torch.bincount(row, minlength=len(first))
-        keys = _keys(row, first[row, column]).sort().values
-        self._keys, self.at = keys.unique_consecutive(return_counts=True)
-        self.row = (self._keys + 2**31) >> 32
-        self._values = _values(self._keys - (self.row << 32))
-        self._end = torch.bincount(self.row, minlength=len(first)).cumsum(0)
-        self.above, self.level = torch.zeros(2, len(self.row), dtype=torch.long)
         self.scored = self.positives > 0
-        self.best = self._end[self.scored] - 1
-
         # R-precision and MAP@R see the R nearest, R@K the best positive among the K nearest.
-        self.depth = self.positives[self.row]
-        self.depth[self.best] = self.depth[self.best].clamp_min(deepest)
-        self._lowest = self._end - torch.bincount(
-            self.row[self._values >= self._reached(first)[self.row]], minlength=len(first)
-        )
-        self._lowest[self.scored] = torch.minimum(self._lowest[self.scored], self.best)
-        self._set_cutoffs()
+        value = first[row, column]
+        best = torch.full((len(first),), -torch.inf).scatter_reduce_(0, row, value, "amax")
+        near = (value >= torch.minimum(best, self._reached(first))[row]).nonzero()[:, 0]
+        first[row, column] = -torch.inf
+        # Several times faster than the sort of torch.
+        keys = np.sort(_keys(row[near], value[near]).numpy())
+        self._keys, self.at = torch.from_numpy(keys).unique_consecutive(return_counts=True)
+        self._counts = torch.stack([torch.zeros_like(self.at), self.at])
+        self._index_levels()
 
     def _reached(self, first: Tensor) -> Tensor:
         """[b] a similarity that at least R items reach: positives below it are not among the R nearest."""
@@ -65,21 +62,36 @@ class Ranks:
         place = first.shape[1] - r
         return torch.from_numpy(np.partition(first.numpy(), place, axis=1)[:, place].copy())
 
+    def _index_levels(self) -> None:
+        """What follows from the keys. Only items at or above a query's lowest level are counted from here on."""
+        self._uncut = 0  # items counted since then
+        self.row = _rows(self._keys)
+        levels = torch.bincount(self.row, minlength=len(self.positives))
+        self._end = levels.cumsum(0)
+        self.best = self._end[self.scored] - 1
+        self.depth = self.positives[self.row]
+        self.depth[self.best] = self.depth[self.best].clamp_min(self._deepest)
+        lowest = (self._end - levels)[self.scored]
+        self._cutoff = torch.full(levels.shape, torch.inf)
+        self._cutoff[self.scored] = _values(self._keys[lowest])
+
     def count(self, s: Tensor, axis: int = 0) -> None:
         """Count the items of similarities [b, m], or [m, b] with the queries on axis 1.
 
-        Every item has to come once; a query itself never, or at -inf.
+        Every item has to come once, but positives and the query itself never, or at -inf.
         """
         for part in s.split(COLUMNS, 1 - axis):
             self._count(part, axis)
 
     def _count(self, s: Tensor, axis: int) -> None:
-        # Most rows of most blocks hold nothing near enough, and the maximum tells.
+        # Most rows of most blocks of a large gallery hold nothing near enough, and the maximum tells.
         reaching = (s.amax(1 - axis) >= self._cutoff).nonzero()[:, 0]
         if not len(reaching):
             return
-        for rows in reaching.split(ROWS):
-            near = s.index_select(axis, rows)
+        # Where most rows hold something, all are looked at: that needs no copy.
+        most = 2 * len(reaching) > len(self._cutoff)
+        for rows in (torch.arange(len(self._cutoff)) if most else reaching).split(ROWS):
+            near = s.narrow(axis, int(rows[0]), len(rows)) if most else s.index_select(axis, rows)
             cutoff = self._cutoff[rows].unsqueeze(1 - axis)
             # Three times faster than comparison and nonzero of torch.
             found = torch.from_numpy(np.flatnonzero(near.numpy() >= cutoff.numpy()))
@@ -88,11 +100,33 @@ class Ranks:
             # The query's highest level that the item reaches: there is one, it passed the cutoff.
             reached = torch.searchsorted(self._keys, keys, right=True) - 1
             tied = self._keys.take(reached) == keys
-            self.level += torch.bincount(reached[tied], minlength=len(self.level))
-            self.above += torch.bincount(reached[~tied], minlength=len(self.above))
-        live = torch.bincount(self.row[self.ahead() < self.depth], minlength=len(self.positives))
-        self._lowest = torch.maximum(self._lowest, self._end - live)
-        self._set_cutoffs()
+            where = reached + len(self._keys) * tied
+            self._counts.view(-1).index_add_(0, where, torch.ones_like(where))
+            self._uncut += len(found)
+        # Dropping levels takes a few passes over all of them, so it waits for more items than levels.
+        if self._uncut > 2 * len(self._keys):
+            self._drop_levels()
+
+    def _drop_levels(self) -> None:
+        """Levels with `depth` items ahead matter no more; nor does any item to a query whose best is such a one."""
+        alive = self.ahead() < self.depth
+        lost = self.scored.nonzero()[:, 0][~alive[self.best]]
+        alive[self.best] = True
+        kept = alive.nonzero()[:, 0]
+        self._keys, self.at = self._keys[kept], self.at[kept]
+        self._counts = self._counts[:, kept]
+        self._index_levels()
+        self._cutoff[lost] = torch.inf
+
+    @property
+    def above(self) -> Tensor:
+        """[L] items above the level but below the query's next one."""
+        return self._counts[0]
+
+    @property
+    def level(self) -> Tensor:
+        """[L] items at the level, positives among them."""
+        return self._counts[1]
 
     def ahead(self) -> Tensor:
         """[L] items so far that are nearer than the level; too few where that is beyond `depth`."""
@@ -102,12 +136,6 @@ class Ranks:
         """[L] the sum of counts [L] over the higher levels of the same query."""
         total = counts.cumsum(0)
         return total[self._end - 1][self.row] - total
-
-    def _set_cutoffs(self) -> None:
-        """Only items at or above a query's lowest level within `depth` are counted from here on."""
-        alive = self._lowest < self._end
-        self._cutoff = torch.full(alive.shape, torch.inf)
-        self._cutoff[alive] = self._values[self._lowest[alive]]
 
     def hit_rates(self, ks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Expected, optimistic, pessimistic R@K, each [scored, len(ks)].
@@ -139,9 +167,8 @@ class Ranks:
         """
         r = self.positives[self.row]
         a = torch.minimum(self.ahead(), r)
-        counted = torch.arange(len(r)) >= self._lowest[self.row]
-        t = torch.minimum(self.level, r - a) * counted
-        m, q, p = self.level.clamp_min(1), self.at, self._later(self.at)
+        t = torch.minimum(self.level, r - a)
+        m, q, p = self.level, self.at, self._later(self.at)
         d = (q - 1) / (m - 1).clamp_min(1).double()
         harmonic = torch.zeros(int(self.positives.max()) + 1, dtype=torch.float64)
         harmonic[1:] = (1 / torch.arange(1, len(harmonic), dtype=torch.float64)).cumsum(0)
@@ -162,9 +189,14 @@ def _keys(row: Tensor, value: Tensor) -> Tensor:
     return (row << 32) + (bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
-def _values(low: Tensor) -> Tensor:
-    """float32 back from the value part of a key."""
-    bits = low.int()
+def _rows(keys: Tensor) -> Tensor:
+    """Rows back from keys."""
+    return (keys + 2**31) >> 32
+
+
+def _values(keys: Tensor) -> Tensor:
+    """float32 back from keys."""
+    bits = (keys - (_rows(keys) << 32)).int()
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 

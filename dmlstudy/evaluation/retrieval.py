@@ -72,8 +72,9 @@ def retrieve(
     if not alone:
         _check("gallery", gallery, gallery_labels)
     classes, order = gallery_labels.sort(stable=True)
-    first = torch.searchsorted(classes, query_labels)
-    members = torch.searchsorted(classes, query_labels, right=True) - first
+    wanted = query_labels.contiguous()
+    first = torch.searchsorted(classes, wanted)
+    members = torch.searchsorted(classes, wanted, right=True) - first
     search = Search(query, gallery, similarity, alone, max(ks), order, first, members)
     parts = []
     for rows, ranks in walk(search):

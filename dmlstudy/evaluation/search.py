@@ -132,7 +132,7 @@ def _by_gallery_blocks(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
     """(positions [b], ranks) for a gallery that is too large for whole rows of similarities, or for memory.
 
     A block of queries meets its positives first, which gives the levels, then the gallery block by block, as it
-    lies in memory or in a mapped file. There each positive takes the similarity that it had as a level.
+    lies in memory or in a mapped file, with the positives left out.
     """
     most = max(1, int(search.members.max()))
     step = max(1, min(SIDE, PAIRS // most))
@@ -144,12 +144,12 @@ def _by_gallery_blocks(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
         level = torch.cat([x @ _padded(search.gallery[part]).T for part in found.split(WIDTH)], 1)
         ranks = Ranks(level.float(), row, at, search.deepest)
         by_column = column.argsort()
-        row, column, own = row[by_column], column[by_column], level[row, at][by_column]
+        row, column = row[by_column], column[by_column]
         for start in range(0, len(search.gallery), WIDTH):
             block = search.gallery[start : start + WIDTH]
             s = (x @ _padded(block).T)[:, : len(block)]
             first, last = torch.searchsorted(column, torch.tensor([start, start + WIDTH])).tolist()
-            s[row[first:last], column[first:last] - start] = own[first:last]
+            s[row[first:last], column[first:last] - start] = -torch.inf
             if search.alone:
                 within = (queries >= start) & (queries < start + WIDTH)
                 s[within.nonzero()[:, 0], queries[within] - start] = -torch.inf
@@ -181,16 +181,17 @@ def _by_block_pairs(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
     for rows, block in zip(x, blocks, strict=True):
         rows[: len(block)] = search.query[block]
 
-    every = []
+    # Fresh memory for every product would cost as much as counting.
+    product, every = x.new_empty(side, side), []
     for start, block, rows in zip(bounds, blocks, x, strict=False):
-        s = (rows @ rows.T)[: len(block), : len(block)].float()
+        s = torch.mm(rows, rows.T, out=product)[: len(block), : len(block)].float()
         s.diagonal().fill_(-torch.inf)
         row, place = search.positives(block)
         ranks = Ranks(s, row, place - start, search.deepest)
         ranks.count(s)
         every.append(ranks)
     for (i, one), (j, other) in combinations(enumerate(blocks), 2):
-        s = (x[i] @ x[j].T)[: len(one), : len(other)].float()
+        s = torch.mm(x[i], x[j].T, out=product)[: len(one), : len(other)].float()
         every[i].count(s)
         every[j].count(s, axis=1)
     yield from zip(blocks, every, strict=True)
