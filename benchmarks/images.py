@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from benchmarks.measure import medians
 from dmlstudy.data import Augment, Pixels, load
 
 BATCH, STORED, SIDE, CLASSES, EACH = 80, 256, 224, 10, 64
+TURN = 20  # batches timed in one go
 GOAL = 5.0  # our images per second over those of torchvision
 CROPS = {"flip": Augment(flip=True), "random crop, flip": Augment(flip=True, crop_area=0.16)}
 
@@ -35,19 +35,17 @@ def table() -> pd.DataFrame:
 
 
 def _row(name: str, spec: Augment, photos: Path, cache: Path) -> dict[str, object]:
-    contenders = {"ours": ours(spec, photos, cache), "torchvision": torchvision(spec, photos)}
-    # A loader hands out what its workers prepared while nobody asked: time several batches in one go.
-    per_turn = 10
+    contenders = {"ours": Ours(spec, photos, cache), "torchvision": torchvision(spec, photos)}
 
-    def several(batches: Iterator[Tensor]) -> Callable[[], None]:
+    def turn(batches: Iterable[Tensor]) -> Callable[[], None]:
         def run() -> None:
-            for batch in itertools.islice(batches, per_turn):
+            for batch in batches:
                 assert batch.shape == (BATCH, 3, SIDE, SIDE)
 
         return run
 
-    seconds = medians({n: several(batches) for n, batches in contenders.items()}, rounds=5)
-    speed = {n: per_turn * BATCH / value for n, value in seconds.items()}
+    seconds = medians({n: turn(batches) for n, batches in contenders.items()}, rounds=5)
+    speed = {n: TURN * BATCH / value for n, value in seconds.items()}
     return {
         "augmentation": name,
         "ours, images/s": speed["ours"],
@@ -57,15 +55,21 @@ def _row(name: str, spec: Augment, photos: Path, cache: Path) -> dict[str, objec
     }
 
 
-def ours(spec: Augment, photos: Path, cache: Path) -> Iterator[Tensor]:
-    pixels = Pixels(load(f"folder:{photos}", STORED, cache=cache).train, SIDE, spec)
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        indices = torch.randint(len(pixels), (BATCH,), generator=generator)
-        yield pixels.views(indices, 1, generator)
+class Ours:
+    """Batches from the image store."""
+
+    def __init__(self, spec: Augment, photos: Path, cache: Path):
+        self.pixels = Pixels(load(f"folder:{photos}", STORED, cache=cache).train, SIDE, spec)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _ in range(TURN):
+            indices = torch.randint(len(self.pixels), (BATCH,), generator=self.generator)
+            yield self.pixels.views(indices, 1, self.generator)
 
 
-def torchvision(spec: Augment, photos: Path) -> Iterator[Tensor]:
+def torchvision(spec: Augment, photos: Path) -> Iterable[Tensor]:
+    """Batches decoded from the files by two workers, which keep running."""
     crop = (
         [v2.RandomResizedCrop(SIDE, (spec.crop_area, 1.0))]
         if spec.crop_area < 1
@@ -74,9 +78,20 @@ def torchvision(spec: Augment, photos: Path) -> Iterator[Tensor]:
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     transform = v2.Compose([*crop, v2.RandomHorizontalFlip(), *to_tensor])
     folder = datasets.ImageFolder(str(photos), transform)
-    sampler = torch.utils.data.RandomSampler(folder, replacement=True, num_samples=10**6)
-    loader = DataLoader(folder, BATCH, sampler=sampler, num_workers=2)
-    return (images for images, _ in loader)
+    # A turn is an epoch: workers that read ahead would take the cores from ours in its turn, and start theirs ahead.
+    sampler = torch.utils.data.RandomSampler(folder, replacement=True, num_samples=TURN * BATCH)
+    return DataLoader(
+        folder,
+        BATCH,
+        sampler=sampler,
+        num_workers=2,
+        persistent_workers=True,
+        collate_fn=_images,
+    )
+
+
+def _images(samples: list[tuple[Tensor, int]]) -> Tensor:
+    return torch.stack([image for image, _ in samples])
 
 
 def _write_photos(folder: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from dmlstudy.data.store import PROJECT
 from dmlstudy.evaluation import t_interval
 from dmlstudy.methods import METHODS
 from dmlstudy.study.controls import Comparison, append, as_table, compare, read
@@ -57,7 +58,21 @@ def test_rows_are_added_under_one_header(tmp_path):
     append(path, [comparison(-2.0, 1.5)])
     rows = list(csv.DictReader(path.open(encoding="utf-8")))
     assert [row["beats its control"] for row in rows] == ["yes", "no"]
-    assert rows[0]["difference"] == "2.00"
+
+
+def test_what_is_read_back_decides_as_what_was_written(tmp_path):
+    path, close = tmp_path / "controls.csv", comparison(-0.6604, 0.6596)
+    append(path, [close])
+    assert read(path) == [close]
+    assert close.verdict == "no"  # in two decimals both are 0.66
+
+
+def test_every_committed_comparison_decides_as_recorded():
+    path = PROJECT / "reports" / "validation" / "controls.csv"
+    with path.open(encoding="utf-8") as file:
+        recorded = [row["beats its control"] for row in csv.DictReader(file)]
+    assert recorded
+    assert [c.verdict for c in read(path)] == recorded
 
 
 def test_the_table_shows_one_metric_of_the_file(tmp_path):

@@ -189,6 +189,23 @@ def test_geometric_augmentation(spec, size):
     assert not torch.allclose(out, centre_crop(IMAGES, size))
 
 
+def test_random_crops_have_the_drawn_area_and_aspect_and_reach_every_border():
+    side, share = 200, 0.25
+    across = torch.arange(side, dtype=torch.uint8).expand(side, side)
+    images = torch.stack([across, across.T]).expand(400, 2, side, side)
+    out = augment(images, Augment(crop_area=share), 100, seeded())
+    assert out.dtype == torch.uint8
+    x, y = out[:, 0, 50].float(), out[:, 1, :, 50].float()
+    width, height = ((line[:, -1] - line[:, 0] + 1) / side for line in (x, y))
+    area, aspect = width * height, width / height
+    assert share - 0.02 < area.min() < share + 0.05 and area.max() > 0.9
+    assert 3 / 4 - 0.05 < aspect.min() < 0.8 and 1.25 < aspect.max() < 4 / 3 + 0.05
+    for line in (x, y):
+        assert line[:, 0].min() <= 2 and line[:, -1].max() >= side - 3
+    mirrored = augment(images, Augment(flip=True, crop_area=share), 100, seeded())
+    assert 0.4 < (mirrored[:, 0, 0, 0] > mirrored[:, 0, 0, -1]).float().mean() < 0.6
+
+
 def test_a_vanishing_transformation_changes_almost_nothing():
     tiny = Augment(rotate=1e-4, shift=1e-6, crop_area=1 - 1e-6)
     assert torch.allclose(augment(IMAGES, Augment(rotate=1e-4), 12, seeded()), IMAGES, atol=1e-3)

@@ -56,12 +56,12 @@ class Pixels:
 
     def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
         pixels = self._bytes(indices)
-        if self.spec.geometric:
+        if self.spec.moves:
             pixels = _to_unit(pixels)
         found = [augment(pixels, self.spec, self.size, generator) for _ in range(views)]
         one = torch.cat(found) if views > 1 else found[0]
         # Cropping and mirroring are done on bytes, a quarter of the memory.
-        return one if self.spec.geometric else _to_unit(one)
+        return one if self.spec.moves else _to_unit(one)
 
     def plain(self, indices: Tensor) -> Tensor:
         return _to_unit(centre_crop(self._bytes(indices), self.size))

@@ -92,8 +92,8 @@ def append(path: Path, found: Sequence[Comparison]) -> None:
         if fresh:
             writer.writerow([*(f.name for f in fields(Comparison)), "beats its control"])
         for row in found:
-            values = [f"{v:.2f}" if isinstance(v, float) else v for v in astuple(row)]
-            writer.writerow([*values, row.verdict])
+            # Floats with all their digits: a rounded interval may decide otherwise when it is read back.
+            writer.writerow([*astuple(row), row.verdict])
 
 
 def read(path: Path) -> list[Comparison]:
