@@ -140,9 +140,9 @@ PROXIES, PROXY_GOAL = "SoftTriple", 2.5
 CLASSES, CENTRES = 11_318, 10
 FEW_CLASSES = 1_000
 
-# Peaks are read off the resident size. From here on every matrix is a mapping of its own, returned at once when freed;
+# Peaks are read off the resident size. From here on every matrix, masks too, is a mapping of its own, returned when freed;
 # the peer is measured where it fits into memory.
-MEMORY_BATCH, PEER_MEMORY_BATCH = 4096, 1024
+MEMORY_BATCH, PEER_MEMORY_BATCH = 8192, 1024
 
 
 def table() -> pd.DataFrame:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# Rows at a time, where an operation needs several more matrices of its operand's size.
+ROWS = 128
+
 
 def pairwise_similarity(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Inner products x_i . y_j, [N, M]; cosine similarities when the rows are unit vectors.
@@ -26,11 +29,11 @@ def squared_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
     """
     itself = y is None
     y = x if y is None else y
-    products = x @ y.T
-    squared = x.square().sum(1)[:, None] + y.square().sum(1)[None, :] - 2 * products
+    squared = x.square().sum(1)[:, None] + y.square().sum(1)[None, :]
+    squared -= (x @ y.T).mul_(2)
     if itself:
         # Rounding would leave the diagonal a little off zero, and its gradient is not wanted.
-        squared = squared.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0)
+        squared.masked_fill_(torch.eye(len(x), dtype=torch.bool, device=x.device), 0)
     return squared.clamp_min(0)
 
 
@@ -62,3 +65,8 @@ def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
     same = labels[:, None] == labels[None, :]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     return same & ~itself, ~same
+
+
+def count(mask: Tensor) -> Tensor:
+    """True entries of each row, [N]; by blocks, because `sum` makes an int64 copy of a mask, eight times its size."""
+    return torch.cat([rows.sum(1) for rows in mask.split(ROWS)])

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from dmlstudy.geometry import pair_masks, pairwise_distance, pairwise_similarity
-
-ROWS = 256  # anchors at a time: sorting needs several more matrices of their size
+from dmlstudy.geometry import ROWS, count, pair_masks, pairwise_distance, pairwise_similarity
 
 
 @torch.no_grad()
@@ -66,7 +64,7 @@ def closest_negatives(
     positive, negative = pair_masks(labels)
     negative &= d >= cutoff
     d.masked_fill_(~negative, torch.inf)
-    wanted = positive.sum(1, keepdim=True)
+    wanted = count(positive)[:, None]
     near = [_ranks(rows) < n for rows, n in zip(d.split(ROWS), wanted.split(ROWS), strict=True)]
     return positive, negative & torch.cat(near)
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.geometry import pair_masks, squared_distance
-from dmlstudy.losses.pairwise import ROWS, count, is_large, of_squared_distances
+from dmlstudy.geometry import ROWS, count, pair_masks, squared_distance
+from dmlstudy.losses.pairwise import is_large, of_squared_distances
 
 
 def fastap(embeddings: Tensor, labels: Tensor, *, bins: int = 10) -> Tensor:
@@ -81,23 +81,13 @@ def _by_hand(squared: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor
     """The loss and its derivative by every squared distance; overwrites them.
 
     A pair moves its count from one bin centre to the next as its distance grows, so its derivative is the
-    difference of the two bins' derivatives. The histograms are small: autograd finds those.
+    difference of the two bins' derivatives. The histograms are small: autograd finds those. By blocks of rows, as
+    positions in a histogram are int64, and found twice rather than kept.
     """
     same = labels[:, None] == labels
-    position = squared.mul_(bins / 4)
-    slot = position.long().clamp_max_(bins - 1)
-    upper_share = position.sub_(slot)
-    beyond = upper_share >= 1  # the last bin centre: no gradient
-    # Two histograms side by side: negatives, positives. By blocks, because adding a mask makes an int64 copy of it.
-    for rows, kind in zip(slot.split(ROWS), same.split(ROWS), strict=True):
-        rows.add_(kind, alpha=bins)
-    empty = squared.new_zeros(len(squared), 2 * bins)
-    upper = empty.scatter_add(1, slot, upper_share.clamp_max_(1))
-    # In place, as the upper shares have been counted; an image is not its own neighbour.
-    lower_share = upper_share.neg_().add_(1).fill_diagonal_(0)
-    lower = empty.scatter_add(1, slot, lower_share)
-
-    h = F.pad(lower.unflatten(1, (2, bins)), (0, 1)) + F.pad(upper.unflatten(1, (2, bins)), (1, 0))
+    blocks = list(zip(squared.split(ROWS), same.split(ROWS), strict=True))
+    starts = range(0, len(squared), ROWS)
+    h = torch.cat([_histograms(*b, start, bins) for b, start in zip(blocks, starts, strict=True)])
     positives = count(same) - 1
     with torch.enable_grad():
         h.requires_grad_()
@@ -105,5 +95,28 @@ def _by_hand(squared: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor
         value = _mean_average_imprecision(h[:, 1], h.sum(1), positives, has_negatives)
         (slope,) = torch.autograd.grad(value, h)
     per_slot = slope.diff(dim=2).mul_(bins / 4).flatten(1)
-    weights = torch.gather(per_slot, 1, slot, out=squared)
-    return value.detach(), weights.masked_fill_(beyond, 0)
+    for (rows, kind), slopes in zip(blocks, per_slot.split(ROWS), strict=True):
+        slot, upper_share = _slots(rows, kind, bins)
+        torch.gather(slopes, 1, slot, out=rows)
+        rows.masked_fill_(upper_share >= 1, 0)  # beyond the last bin centre: no gradient
+    return value.detach(), squared
+
+
+def _slots(squared: Tensor, same: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """The interval of each pair, those of positives after those of negatives, and how far up in it it lies, [R, B]."""
+    position = squared * (bins / 4)
+    slot = position.long().clamp_max_(bins - 1)
+    return slot.add(same, alpha=bins), position.sub_(slot)
+
+
+def _histograms(squared: Tensor, same: Tensor, start: int, bins: int) -> Tensor:
+    """`soft_histogram` of the negatives and of the positives of anchors start, start + 1, ..., [R, 2, bins + 1]."""
+    slot, upper_share = _slots(squared, same, bins)
+    empty = squared.new_zeros(len(squared), 2 * bins)
+    upper = empty.scatter_add(1, slot, upper_share.clamp_max_(1))
+    lower_share = upper_share.neg_().add_(1)
+    lower_share.diagonal(start).fill_(0)  # an image is not its own neighbour
+    lower = empty.scatter_add(1, slot, lower_share)
+    return F.pad(lower.unflatten(1, (2, bins)), (0, 1)) + F.pad(
+        upper.unflatten(1, (2, bins)), (1, 0)
+    )

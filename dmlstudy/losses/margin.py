@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dmlstudy.geometry import pair_masks, pairwise_distance
-from dmlstudy.losses.pairwise import count, is_large, of_distances
+from dmlstudy.geometry import ROWS, pair_masks, pairwise_distance
+from dmlstudy.losses.pairwise import is_large, of_distances
 
 
 def margin(
@@ -55,10 +55,15 @@ def _by_hand(
     d: Tensor, pairs: tuple[Tensor, Tensor], boundary: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor]:
     """The loss and its derivative by every distance: +1 or -1 over the number of active terms."""
-    pull = pairs[0] & (d - boundary > -alpha)
-    push = pairs[1] & (d - boundary < alpha)
-    active = (count(pull) + count(push)).sum().to(d.dtype)
-    signs = (pull.char() - push.char()).to(d.dtype)
+    signs, active = torch.empty_like(d), d.new_zeros(())
+    matrices = (d, *pairs, boundary.expand(len(d), 1), signs)
+    for rows, positive, negative, bound, into in zip(
+        *(m.split(ROWS) for m in matrices), strict=True
+    ):
+        beyond = rows - bound
+        pull, push = positive & (beyond > -alpha), negative & (beyond < alpha)
+        active += pull.sum() + push.sum()
+        into.copy_(pull.char().sub_(push.char()))
     beyond = torch.einsum("ij,ij->i", signs, d) - (signs.sum(1, keepdim=True) * boundary)[:, 0]
     value = beyond.sum() + alpha * active
     return value / active.clamp_min(1), signs.div_(active.clamp_min(1))

@@ -18,9 +18,6 @@ from torch.autograd.function import once_differentiable
 # formulas are no slower.
 LARGE_BATCH = 256
 
-# Rows at a time, where an operation needs several more matrices of its operand's size.
-ROWS = 128
-
 # A matrix [N, N] of similarities or distances -> the loss, and its derivative by every entry, [N, N].
 PairLoss = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -80,11 +77,6 @@ def to_products_(weights: Tensor) -> Tensor:
     lengths = weights.sum(0) + weights.sum(1)
     weights.mul_(-2).diagonal().copy_(lengths)
     return weights
-
-
-def count(mask: Tensor) -> Tensor:
-    """True entries of each row, [N]; by blocks, because `sum` makes an int64 copy of a mask, eight times its size."""
-    return torch.cat([rows.sum(1) for rows in mask.split(ROWS)])
 
 
 class _OfProducts(torch.autograd.Function):

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dmlstudy.geometry import pair_masks, pairwise_distance
-from dmlstudy.losses.pairwise import count, is_large, of_distances
+from dmlstudy.geometry import count, pair_masks, pairwise_distance
+from dmlstudy.losses.pairwise import is_large, of_distances
 
 
 def ranked_list(

@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.geometry import pair_masks, squared_distance
+from dmlstudy.geometry import ROWS, count, pair_masks, squared_distance
 from dmlstudy.losses.pairwise import (
-    ROWS,
     PairLoss,
-    count,
     is_large,
     of_similarities,
     of_squared_distances,
@@ -165,17 +163,19 @@ def _contrastive_by_hand(d: Tensor, labels: Tensor, margin: float) -> tuple[Tens
     positive, negative = pair_masks(labels)
     violating = negative & (d < margin)
     positives, violators = (count(mask).sum().to(d.dtype) for mask in (positive, violating))
-    push = torch.where(violating, -1 / violators.clamp_min(1), 0)
-    weights = torch.where(positive, 1 / positives.clamp_min(1), push)
+    weights = torch.where(violating, -1 / violators.clamp_min(1), 0)
+    weights.masked_fill_(positive, 1 / positives.clamp_min(1))
     return torch.einsum("ij,ij->i", weights, d).sum() + margin * violators.clamp_max(1), weights
 
 
 def _triplet_by_hand(d: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """`snr_triplet` and its derivative by every distance, [B, B]: in how many violating triplets it stands."""
     positive, negative = pair_masks(labels)
-    rows = zip(d.split(ROWS), positive.split(ROWS), negative.split(ROWS), strict=True)
-    weights = torch.cat([_violations(*block, margin) for block in rows])
-    violated = weights.clamp_min(0).sum()  # each by its positive
+    weights, violated = torch.empty_like(d), d.new_zeros(())
+    matrices = (d, positive, negative, weights)
+    for rows, pos, neg, into in zip(*(m.split(ROWS) for m in matrices), strict=True):
+        into.copy_(_violations(rows, pos, neg, margin))
+        violated += into.clamp_min(0).sum()  # each by its positive
     value = torch.einsum("ij,ij->i", weights, d).sum() + margin * violated
     return value / violated.clamp_min(1), weights.div_(violated.clamp_min(1))
 
@@ -184,9 +184,8 @@ def _violations(d: Tensor, positive: Tensor, negative: Tensor, margin: float) ->
     """Violating triplets of each pair: + that many for a positive, - for a negative, [R, B]."""
     # Positives are few, so that their rows sort, and are searched, several times faster than the negatives'.
     reach, order = (d + margin).masked_fill_(~positive, torch.inf).sort(1)
-    satisfied = torch.searchsorted(
-        reach, d, right=True
-    )  # of a negative: positives with d_ap + m <= d_an
+    # Of a negative: positives with d_ap + m <= d_an.
+    satisfied = torch.searchsorted(reach, d, right=True)
     # The positive in place v violates with the negatives that satisfy no more than the v before it.
     counts = d.new_zeros(len(d), d.shape[1] + 1).scatter_add_(1, satisfied, negative.to(d.dtype))
     pull = torch.empty_like(d).scatter_(1, order, counts.cumsum(1)[:, :-1])

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.geometry import pair_masks, pairwise_distance
-from dmlstudy.losses.pairwise import count, is_large, of_squared_distances
+from dmlstudy.geometry import count, pair_masks, pairwise_distance
+from dmlstudy.losses.pairwise import is_large, of_squared_distances
 
 
 def triplet_batch_hard(
