@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.measure import medians, peak_bytes
 from dmlstudy import losses, miners
+from dmlstudy.geometry import squared_distance
 from dmlstudy.losses import pairwise
 from dmlstudy.losses.fastap import fastap
 from dmlstudy.losses.npair import npair
@@ -115,6 +117,22 @@ def _peer_snr_triplet() -> Loss:
     return TripletMarginLoss(0.2, distance=distances.SNRDistance(normalize_embeddings=False))
 
 
+def _peer_contrastive() -> Loss:
+    from pytorch_metric_learning import distances
+    from pytorch_metric_learning.losses import ContrastiveLoss
+
+    return ContrastiveLoss(0, 1, distance=distances.LpDistance(normalize_embeddings=False, power=2))
+
+
+def _peer_all_triplets() -> Loss:
+    from pytorch_metric_learning import distances
+    from pytorch_metric_learning.losses import TripletMarginLoss
+
+    return TripletMarginLoss(
+        0.2, distance=distances.LpDistance(normalize_embeddings=False, power=2)
+    )
+
+
 def _peer_npair() -> Loss:
     from pytorch_metric_learning import distances
     from pytorch_metric_learning.losses import NPairsLoss
@@ -132,6 +150,12 @@ CASES = {
     "margin + miner": Case(mined_margin, _peer_mined_margin, 4.0, peer_up_to=512),
     "SNR contrastive": Case(snr_contrastive, _peer_snr_contrastive, 4.0, peer_up_to=512),
     "SNR triplet": Case(snr_triplet, _peer_snr_triplet, 4.0, peer_up_to=512),
+    "contrastive": Case(
+        partial(snr_contrastive, distance=squared_distance), _peer_contrastive, 2.0
+    ),
+    "all triplets": Case(
+        partial(snr_triplet, distance=squared_distance), _peer_all_triplets, 2.5, peer_up_to=1024
+    ),
     "N-pair": Case(npair, _peer_npair),
 }
 
@@ -140,7 +164,7 @@ PROXIES, PROXY_GOAL = "SoftTriple", 2.5
 CLASSES, CENTRES = 11_318, 10
 FEW_CLASSES = 1_000
 
-# Peaks are read off the resident size. From here on every matrix, masks too, is a mapping of its own, returned when freed;
+# Peaks are read off the resident size. From here on a matrix, masks too, is a mapping of its own, returned when freed;
 # the peer is measured where it fits into memory.
 MEMORY_BATCH, PEER_MEMORY_BATCH = 8192, 1024
 
@@ -167,7 +191,7 @@ def small_batches() -> pd.DataFrame:
         for dim in (128, 512):
             for name in (*CASES, PROXIES):
                 contenders = _contenders(name, batch, dim, FEW_CLASSES, ("ours", "peer"))
-                seconds = medians(contenders, rounds=15, budget=2)
+                seconds = medians(contenders, rounds=51, budget=1)
                 ms = {who: 1e3 * value for who, value in seconds.items()}
                 ratio = ms["ours"] / ms["peer"]
                 rows.append({"loss": name, "B": batch, "D": dim, **ms, "ours / peer": ratio})
@@ -190,7 +214,7 @@ def growth() -> pd.DataFrame:
 
 def _timed(name: str, batch: int, dim: int) -> dict[str, object]:
     everyone = ("ours", "plain", "peer", "floor")
-    seconds = medians(_contenders(name, batch, dim, CLASSES, everyone), rounds=9, budget=15)
+    seconds = medians(_contenders(name, batch, dim, CLASSES, everyone), rounds=25, budget=15)
     floors = {f"{who} / floor": seconds[who] / seconds["floor"] for who in everyone[:3]}
     ms = {who: 1e3 * value for who, value in seconds.items()}
     goal = CASES[name].goal if name in CASES else PROXY_GOAL

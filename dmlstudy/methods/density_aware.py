@@ -75,9 +75,8 @@ class DensityAware(Method):
         self.margin, self.quadruplet, self.margin2 = margin, quadruplet, margin2
         self.centres: Tensor  # mu, [C, D], of this epoch
         self.seen: Tensor  # [N], the labels that the method is shown
-        self.inside: (
-            Tensor  # [N], who lay in the dense region of its seen class at the epoch's start
-        )
+        # [N], who lay in the dense region of its seen class at the epoch's start.
+        self.inside: Tensor
         self.register_buffer("centres", torch.zeros(task.classes, network.embedding_size))
         self.register_buffer("seen", torch.zeros(task.images, dtype=torch.int64))
         self.register_buffer("inside", torch.ones(task.images, dtype=torch.bool))
