@@ -69,4 +69,8 @@ def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def count(mask: Tensor) -> Tensor:
     """True entries of each row, [N]; by blocks, because `sum` makes an int64 copy of a mask, eight times its size."""
-    return torch.cat([rows.sum(1) for rows in mask.split(ROWS)])
+    found = torch.empty(len(mask), dtype=torch.long, device=mask.device)
+    # Into one tensor: results of their own between the copies would fragment the heap.
+    for rows, into in zip(mask.split(ROWS), found.split(ROWS), strict=True):
+        torch.sum(rows, 1, out=into)
+    return found

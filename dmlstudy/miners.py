@@ -65,8 +65,9 @@ def closest_negatives(
     negative &= d >= cutoff
     d.masked_fill_(~negative, torch.inf)
     wanted = count(positive)[:, None]
-    near = [_ranks(rows) < n for rows, n in zip(d.split(ROWS), wanted.split(ROWS), strict=True)]
-    return positive, negative & torch.cat(near)
+    for rows, n, kept in zip(*(m.split(ROWS) for m in (d, wanted, negative)), strict=True):
+        kept &= _ranks(rows) < n
+    return positive, negative
 
 
 def _ranks(values: Tensor) -> Tensor:

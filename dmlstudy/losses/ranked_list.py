@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dmlstudy.geometry import count, pair_masks, pairwise_distance
+from dmlstudy.geometry import ROWS, count, pair_masks, pairwise_distance
 from dmlstudy.losses.pairwise import is_large, of_distances
 
 
@@ -55,8 +55,8 @@ def ranked_list(
     positive = positive & (d > alpha - margin)
     negative = negative & (d < alpha)
 
-    count = positive.sum(1).clamp_min(1)
-    loss_positive = ((d - (alpha - margin)) * positive).sum(1) / count
+    pulled = positive.sum(1).clamp_min(1)
+    loss_positive = ((d - (alpha - margin)) * positive).sum(1) / pulled
     # exp(10 * 1.2) is large: softmax, not exp / sum. A row without violators has weight nowhere.
     logits = (temperature * (alpha - d.detach())).masked_fill(~negative, torch.finfo(d.dtype).min)
     weight = logits.softmax(1) * negative
@@ -74,12 +74,13 @@ def _by_hand(
     negative &= d < alpha
     pull = (1 - lam) / count(positive).clamp_min(1).to(d.dtype)[:, None]
     weights = (alpha - d).mul_(temperature).masked_fill_(~negative, torch.finfo(d.dtype).min)
-    weights = weights.softmax(1)
+    for rows in weights.split(ROWS):
+        rows.copy_(rows.softmax(1))
     weights.masked_fill_(~negative, 0).mul_(-lam)
     # L = sum of weights (d - boundary); the boundary of the positives lies lower by the margin.
     boundaries = alpha * weights.sum() + (1 - lam) * (alpha - margin) * positive.any(1).sum(
         dtype=d.dtype
     )
-    weights.add_(torch.where(positive, pull, 0))
+    torch.where(positive, pull, weights, out=weights)
     value = torch.einsum("ij,ij->i", weights, d).sum() - boundaries
     return value / len(d), weights.div_(len(d))
