@@ -28,6 +28,7 @@ class Ranks:
         row: [L] the query of each level; levels lie query by query, each query's rising.
         best: [scored] the highest level of each query that has one.
         at: [L] positives at the level.
+        depth: [L] how many items ahead of it make a level irrelevant.
     """
 
     def __init__(self, first: Tensor, row: Tensor, column: Tensor, deepest: int) -> None:
