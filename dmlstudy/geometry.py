@@ -29,8 +29,10 @@ def squared_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
     """
     itself = y is None
     y = x if y is None else y
+    products = (x @ y.T).mul_(2)
     squared = x.square().sum(1)[:, None] + y.square().sum(1)[None, :]
-    squared -= (x @ y.T).mul_(2)
+    squared -= products
+    del products  # a matrix less at the peak
     if itself:
         # Rounding would leave the diagonal a little off zero, and its gradient is not wanted.
         squared.masked_fill_(torch.eye(len(x), dtype=torch.bool, device=x.device), 0)
