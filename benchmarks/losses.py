@@ -103,34 +103,20 @@ def _peer_mined_margin() -> Loss:
     return lambda x, y: loss(x, y, miner(x, y))  # type: ignore[call-arg]
 
 
-def _peer_snr_contrastive() -> Loss:
+def _peer_contrastive(distance: str, **options: int) -> Loss:
     from pytorch_metric_learning import distances
     from pytorch_metric_learning.losses import ContrastiveLoss
 
-    return ContrastiveLoss(0, 1, distance=distances.SNRDistance(normalize_embeddings=False))
+    own = getattr(distances, distance)(normalize_embeddings=False, **options)
+    return ContrastiveLoss(0, 1, distance=own)
 
 
-def _peer_snr_triplet() -> Loss:
+def _peer_triplet(distance: str, **options: int) -> Loss:
     from pytorch_metric_learning import distances
     from pytorch_metric_learning.losses import TripletMarginLoss
 
-    return TripletMarginLoss(0.2, distance=distances.SNRDistance(normalize_embeddings=False))
-
-
-def _peer_contrastive() -> Loss:
-    from pytorch_metric_learning import distances
-    from pytorch_metric_learning.losses import ContrastiveLoss
-
-    return ContrastiveLoss(0, 1, distance=distances.LpDistance(normalize_embeddings=False, power=2))
-
-
-def _peer_all_triplets() -> Loss:
-    from pytorch_metric_learning import distances
-    from pytorch_metric_learning.losses import TripletMarginLoss
-
-    return TripletMarginLoss(
-        0.2, distance=distances.LpDistance(normalize_embeddings=False, power=2)
-    )
+    own = getattr(distances, distance)(normalize_embeddings=False, **options)
+    return TripletMarginLoss(0.2, distance=own)
 
 
 def _peer_npair() -> Loss:
@@ -148,13 +134,20 @@ CASES = {
     "FastAP": Case(fastap, _peer_fastap, 5.0, peer_up_to=2048),
     "margin": Case(losses.margin, _peer_margin, 4.0, peer_up_to=512),
     "margin + miner": Case(mined_margin, _peer_mined_margin, 4.0, peer_up_to=512),
-    "SNR contrastive": Case(snr_contrastive, _peer_snr_contrastive, 4.0, peer_up_to=512),
-    "SNR triplet": Case(snr_triplet, _peer_snr_triplet, 4.0, peer_up_to=512),
+    "SNR contrastive": Case(
+        snr_contrastive, partial(_peer_contrastive, "SNRDistance"), 4.0, peer_up_to=512
+    ),
+    "SNR triplet": Case(snr_triplet, partial(_peer_triplet, "SNRDistance"), 4.0, peer_up_to=512),
     "contrastive": Case(
-        partial(snr_contrastive, distance=squared_distance), _peer_contrastive, 2.0
+        partial(snr_contrastive, distance=squared_distance),
+        partial(_peer_contrastive, "LpDistance", power=2),
+        2.0,
     ),
     "all triplets": Case(
-        partial(snr_triplet, distance=squared_distance), _peer_all_triplets, 2.5, peer_up_to=1024
+        partial(snr_triplet, distance=squared_distance),
+        partial(_peer_triplet, "LpDistance", power=2),
+        2.5,
+        peer_up_to=1024,
     ),
     "N-pair": Case(npair, _peer_npair),
 }

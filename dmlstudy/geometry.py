@@ -1,5 +1,7 @@
 """Pairwise similarities and distances, same-class masks and safe roots: the ground under losses and miners."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,11 @@ def count(mask: Tensor) -> Tensor:
     """True entries of each row, [N]; by blocks, because `sum` makes an int64 copy of a mask, eight times its size."""
     found = torch.empty(len(mask), dtype=torch.long, device=mask.device)
     # Into one tensor: results of their own between the copies would fragment the heap.
-    for rows, into in zip(mask.split(ROWS), found.split(ROWS), strict=True):
+    for rows, into in row_blocks(mask, found):
         torch.sum(rows, 1, out=into)
     return found
+
+
+def row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of as many rows, `ROWS` rows of each at a time."""
+    return zip(*(tensor.split(ROWS) for tensor in tensors), strict=True)

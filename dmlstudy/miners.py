@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dmlstudy.geometry import ROWS, count, pair_masks, pairwise_distance, pairwise_similarity
+from dmlstudy.geometry import count, pair_masks, pairwise_distance, pairwise_similarity, row_blocks
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def closest_negatives(
     negative &= d >= cutoff
     d.masked_fill_(~negative, torch.inf)
     wanted = count(positive)[:, None]
-    for rows, n, kept in zip(*(m.split(ROWS) for m in (d, wanted, negative)), strict=True):
+    for rows, n, kept in row_blocks(d, wanted, negative):
         kept &= _ranks(rows) < n
     return positive, negative
 

@@ -204,7 +204,7 @@ def _manhattan(x: Tensor) -> Tensor:
 
 
 def test_triplets_of_several_blocks(plain_and_fast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dmlstudy.losses.snr.ROWS", 5)
+    monkeypatch.setattr("dmlstudy.geometry.ROWS", 5)
     assert_same(*plain_and_fast(snr_triplet, *batch(RAGGED)), tolerance=1e-9)
 
 

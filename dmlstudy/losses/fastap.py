@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.geometry import ROWS, count, pair_masks, squared_distance
+from dmlstudy.geometry import ROWS, count, pair_masks, row_blocks, squared_distance
 from dmlstudy.losses.pairwise import is_large, of_squared_distances
 
 
@@ -85,9 +85,8 @@ def _by_hand(squared: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor
     positions in a histogram are int64, and found twice rather than kept.
     """
     same = labels[:, None] == labels
-    blocks = list(zip(squared.split(ROWS), same.split(ROWS), strict=True))
     h = squared.new_empty(len(squared), 2, bins + 1)
-    for i, ((rows, kind), into) in enumerate(zip(blocks, h.split(ROWS), strict=True)):
+    for i, (rows, kind, into) in enumerate(row_blocks(squared, same, h)):
         into.copy_(_histograms(rows, kind, i * ROWS, bins))
     positives = count(same) - 1
     with torch.enable_grad():
@@ -96,7 +95,7 @@ def _by_hand(squared: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor
         value = _mean_average_imprecision(h[:, 1], h.sum(1), positives, has_negatives)
         (slope,) = torch.autograd.grad(value, h)
     per_slot = slope.diff(dim=2).mul_(bins / 4).flatten(1)
-    for (rows, kind), slopes in zip(blocks, per_slot.split(ROWS), strict=True):
+    for rows, kind, slopes in row_blocks(squared, same, per_slot):
         slot, upper_share = _slots(rows, kind, bins)
         torch.gather(slopes, 1, slot, out=rows)
         rows.masked_fill_(upper_share >= 1, 0)  # beyond the last bin centre: no gradient

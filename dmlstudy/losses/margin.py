@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dmlstudy.geometry import ROWS, pair_masks, pairwise_distance
+from dmlstudy.geometry import pair_masks, pairwise_distance, row_blocks
 from dmlstudy.losses.pairwise import is_large, of_distances
 
 
@@ -57,9 +57,7 @@ def _by_hand(
     """The loss and its derivative by every distance: +1 or -1 over the number of active terms."""
     signs, active = torch.empty_like(d), d.new_zeros(())
     matrices = (d, *pairs, boundary.expand(len(d), 1), signs)
-    for rows, positive, negative, bound, into in zip(
-        *(m.split(ROWS) for m in matrices), strict=True
-    ):
+    for rows, positive, negative, bound, into in row_blocks(*matrices):
         beyond = rows - bound
         pull, push = positive & (beyond > -alpha), negative & (beyond < alpha)
         active += pull.sum() + push.sum()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.geometry import ROWS, count, pair_masks, squared_distance
+from dmlstudy.geometry import count, pair_masks, row_blocks, squared_distance
 from dmlstudy.losses.pairwise import (
     PairLoss,
     is_large,
@@ -172,8 +172,7 @@ def _triplet_by_hand(d: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, 
     """`snr_triplet` and its derivative by every distance, [B, B]: in how many violating triplets it stands."""
     positive, negative = pair_masks(labels)
     weights, violated = torch.empty_like(d), d.new_zeros(())
-    matrices = (d, positive, negative, weights)
-    for rows, pos, neg, into in zip(*(m.split(ROWS) for m in matrices), strict=True):
+    for rows, pos, neg, into in row_blocks(d, positive, negative, weights):
         into.copy_(_violations(rows, pos, neg, margin))
         violated += into.clamp_min(0).sum()  # each by its positive
     value = torch.einsum("ij,ij->i", weights, d).sum() + margin * violated

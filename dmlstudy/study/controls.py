@@ -13,7 +13,7 @@ from dmlstudy.methods import find_method
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import Settings
 from dmlstudy.study.ranking import MIN_SEEDS
-from dmlstudy.study.rendering import Cell, Note, Part, Table, signed, trend
+from dmlstudy.study.rendering import Cell, Note, Part, Table, change
 
 METRICS = ("R@1", "MAP@R")
 
@@ -120,10 +120,7 @@ def as_table(found: Sequence[Comparison], metric: str = "R@1") -> Table:
             (Part(c.control),),
             (Part(f"{c.with_idea:.1f}", "ours"),),
             (Part(f"{c.control_value:.1f}"),),
-            (
-                Part(signed(c.difference), trend(c.difference)),
-                Part(f"± {c.half_width:.1f}", "muted"),
-            ),
+            (change(c.difference), Part(f"± {c.half_width:.1f}", "muted")),
             (Part(c.verdict),),
         ]
         for c in shown

@@ -10,7 +10,7 @@ import numpy as np
 
 from dmlstudy.evaluation.uncertainty import Interval, class_bootstrap, t_interval
 from dmlstudy.study.records import Record
-from dmlstudy.study.rendering import DASH, Cell, Note, Part, Table, notebook_link, signed, trend
+from dmlstudy.study.rendering import DASH, Cell, Note, Part, Table, change, notebook_link, signed
 
 UNTRAINED = "untrained"
 MIN_SEEDS = 6  # under this many, intervals only
@@ -166,7 +166,7 @@ def _like_best(entry: Entry, best: Entry | None, metric: str) -> str:
 def _delta_cell(delta: float | None, interval: Interval | None) -> Cell:
     if delta is None:
         return (Part(DASH),)
-    difference = Part(signed(delta), trend(delta))
+    difference = change(delta)
     if interval is None:
         return (difference,)
     return difference, Part(f"[{signed(interval[0])}, {signed(interval[1])}]", "muted")
@@ -246,7 +246,7 @@ def controls_table(
                     (Part(control),),
                     (Part(str(method), "ours"),),
                     (Part(str(other)),),
-                    (Part(signed(difference.mean), trend(difference.mean)), Part(width, "muted")),
+                    (change(difference.mean), Part(width, "muted")),
                 ]
             )
             means = (method.mean, other.mean, difference.mean, spread)

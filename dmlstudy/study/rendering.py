@@ -150,9 +150,10 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{sign}{abs(value):.{digits}f}"
 
 
-def trend(value: float) -> str:
-    """The kind of part that a difference is: "up", "down", or "muted" when it rounds to zero."""
-    return {"+": "up", "−": "down"}.get(signed(value)[0], "muted")
+def change(value: float, label: str = "") -> Part:
+    """A difference with its sign, coloured by its direction; muted when it rounds to zero."""
+    text = signed(value)
+    return Part(label + text, {"+": "up", "−": "down"}.get(text[0], "muted"))
 
 
 def _html(cell: Cell) -> str:

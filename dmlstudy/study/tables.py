@@ -16,7 +16,7 @@ from dmlstudy.study.ranking import (
     ranking,
 )
 from dmlstudy.study.records import Record
-from dmlstudy.study.rendering import DASH, Cell, Note, Part, Table, notebook_link, signed, trend
+from dmlstudy.study.rendering import DASH, Cell, Note, Part, Table, change, notebook_link
 from dmlstudy.study.reported import Paper, Reported, ReportedTable, Row
 
 LEGEND = (
@@ -164,8 +164,8 @@ def _cell(printed: str | None, record: Record | None, metric: str, link: Link) -
     here, delta = _measured(record, metric)
     if record is None or here is None:
         return (*reported, Part(DASH, "muted"))
-    change = Part(DASH, "muted") if delta is None else Part(f"Δ {signed(delta)}", trend(delta))
-    return (*reported, Part(str(here), "ours", link(record.dataset, record.method)), change)
+    moved = Part(DASH, "muted") if delta is None else change(delta, "Δ ")
+    return (*reported, Part(str(here), "ours", link(record.dataset, record.method)), moved)
 
 
 def _numbers(printed: str | None, record: Record | None, metric: str, link: Link) -> dict[str, Any]:
