@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dmlstudy.errors import StudyError
+from dmlstudy.project import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
 LOCAL = "reports/local"
 
 app = typer.Typer(

@@ -4,9 +4,9 @@ import csv
 
 import pytest
 
-from dmlstudy.data.store import PROJECT
 from dmlstudy.evaluation import t_interval
 from dmlstudy.methods import METHODS
+from dmlstudy.project import PROJECT
 from dmlstudy.study.controls import Comparison, append, as_table, compare, read
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import load_params, settings

@@ -12,8 +12,9 @@ from dmlstudy.data.benchmark import Benchmark, ImageSet
 from dmlstudy.data.inputs import Activations, Inputs, Pixels, cache_activations
 from dmlstudy.data.listing import Listing, to_benchmark
 from dmlstudy.data.sampling import pk_batches
-from dmlstudy.data.store import cache_root, content_key, data_root
+from dmlstudy.data.store import content_key
 from dmlstudy.errors import StudyError, unknown
+from dmlstudy.project import cache_root, data_root
 
 __all__ = [
     "DATASETS",

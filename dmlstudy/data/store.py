@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from dmlstudy.errors import StudyError
+from dmlstudy.project import cache_root
 
-PROJECT = Path(__file__).resolve().parents[2]
 # What the user can mend: no space, no permission, or a file where the cache folder should be.
 WRITE_ERRORS = {
     errno.ENOSPC,
@@ -28,18 +28,6 @@ WRITE_ERRORS = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
-
-
-def data_root(root: Path | str | None = None) -> Path:
-    """Where data sets lie: the argument, $DMLSTUDY_DATA, or data/ in the project."""
-    chosen = root or os.environ.get("DMLSTUDY_DATA")
-    return Path(chosen).absolute() if chosen else PROJECT / "data"
-
-
-def cache_root(cache: Path | str | None = None) -> Path:
-    """Where derived arrays and checkpoints lie: the argument, $DMLSTUDY_CACHE, or .cache/."""
-    chosen = cache or os.environ.get("DMLSTUDY_CACHE")
-    return Path(chosen).absolute() if chosen else PROJECT / ".cache"
 
 
 def content_key(*parts: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
+from typing import Any
 
 from dmlstudy.errors import unknown
 from dmlstudy.methods.base import Batch, Method, Task, deviations
@@ -44,7 +46,16 @@ METHODS: dict[str, type[Method]] = {
     "triplet_batch_hard": TripletBatchHard,
 }
 
-__all__ = ["METHODS", "Batch", "Method", "Task", "deviations", "find_method", "hyperparameters"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Hyperparameter",
+    "Method",
+    "Task",
+    "deviations",
+    "find_method",
+    "hyperparameters",
+]
 
 
 def find_method(name: str) -> type[Method]:
@@ -58,11 +69,37 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def hyperparameters(method: type[Method]) -> dict[str, inspect.Parameter]:
-    """A method's hyperparameters: the keyword-only arguments of its constructor."""
+@dataclass(frozen=True)
+class Hyperparameter:
+    """What a method may be given by name.
+
+    Attributes:
+        annotation: its type, with its range if it has one.
+        default: of the signature it stands in.
+        comment: its line in that signature's docstring.
+    """
+
+    annotation: Any
+    default: Any
+    comment: str
+
+
+def hyperparameters(method: type[Method]) -> dict[str, Hyperparameter]:
+    """A method's hyperparameters by name, read off signatures and docstrings."""
     signature = inspect.signature(method.__init__, eval_str=True)
+    comments = argument_comments(method.__doc__ or "")
     return {
-        name: parameter
+        name: Hyperparameter(parameter.annotation, parameter.default, comments[name])
         for name, parameter in signature.parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def argument_comments(doc: str) -> dict[str, str]:
+    """First lines of the "Args:" section of a docstring, by argument."""
+    found = {}
+    for line in doc.partition("Args:\n")[2].splitlines():
+        name, colon, text = line.strip().partition(": ")
+        if colon and name.isidentifier():
+            found[name] = text.rstrip(".").replace(chr(34), "")  # papermill trips over quotes
+    return found

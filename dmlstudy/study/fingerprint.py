@@ -7,7 +7,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from dmlstudy.data.store import PROJECT
+from dmlstudy.project import PROJECT
 
 LIBRARY = PROJECT / "dmlstudy"
 # Every run passes through these; a method's own file, and what it imports, come on top.

@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmlstudy.data.store import PROJECT
 from dmlstudy.errors import StudyError
+from dmlstudy.project import PROJECT
 
 
 def run_grid(datasets: Sequence[str], methods: Sequence[str], reports: str, jobs: int) -> None:

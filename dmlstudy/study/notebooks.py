@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dmlstudy.data.store import PROJECT
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import find_method
+from dmlstudy.project import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
 # For the C library of Linux: keep freed buffers. By default every large one goes back to the system, and to get it

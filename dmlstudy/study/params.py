@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from dmlstudy.data import Augment
-from dmlstudy.data.store import PROJECT
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.methods import find_method, hyperparameters
+from dmlstudy.project import PROJECT
 from dmlstudy.training import Recipe
 
 PARAMS = PROJECT / "params"
@@ -213,13 +213,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parameters_cell(method: str) -> str:
     """Source of the notebook's `parameters` cell: every parameter, its default, a one-line comment."""
-    comments = _argument_comments(find_method(method).__doc__ or "")
     lines = [
         _assignment(f.name, f.type, _default(f), f.metadata["comment"]) for f in fields(Protocol)
     ]
     for name, parameter in hyperparameters(find_method(method)).items():
         kind = inspect.formatannotation(parameter.annotation)
-        lines.append(_assignment(name, kind, parameter.default, comments[name]))
+        lines.append(_assignment(name, kind, parameter.default, parameter.comment))
     return "\n".join(lines)
 
 
@@ -231,16 +230,6 @@ def _assignment(name: str, kind: Any, default: Any, comment: str) -> str:
 
 def _default(f: Any) -> Any:
     return f.default_factory() if callable(f.default_factory) else f.default
-
-
-def _argument_comments(doc: str) -> dict[str, str]:
-    """First lines of the "Args:" section of a docstring, by argument."""
-    found = {}
-    for line in doc.partition("Args:\n")[2].splitlines():
-        name, colon, text = line.strip().partition(": ")
-        if colon and name.isidentifier():
-            found[name] = text.rstrip(".").replace(chr(34), "")  # papermill trips over quotes
-    return found
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dmlstudy.data import Benchmark
-from dmlstudy.data.store import PROJECT
+from dmlstudy.project import PROJECT
 from dmlstudy.study.fingerprint import code_fingerprint
 
 PACKAGES = ("torch", "torchvision", "numpy", "faiss-cpu", "papermill")

@@ -11,9 +11,9 @@ import torch
 from IPython.display import HTML, Code, DisplayHandle, Image, Markdown, display
 from torch import Tensor
 
-from dmlstudy.data.store import PROJECT
 from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
 from dmlstudy.methods import deviations, find_method
+from dmlstudy.project import PROJECT
 from dmlstudy.study import figures, records
 from dmlstudy.study.experiment import Experiment, Run
 from dmlstudy.study.params import PARAMS, settings, short_name
