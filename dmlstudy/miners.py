@@ -75,3 +75,21 @@ def _ranks(values: Tensor) -> Tensor:
     order = values.argsort(dim=1, stable=True)
     places = torch.arange(values.shape[1], device=values.device)
     return torch.empty_like(order).scatter_(1, order, places.expand_as(order))
+from dmlstudy.losses.sche import in_hard_classes, one_at_random
+def multi_similarity_miner(s, positive, negative, *, epsilon: float|None=0.1):
+    """X
+
+    Args:
+        epsilon: mining slack; None keeps all pairs.
+    """
+    if epsilon is None: return positive, negative
+    hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
+    hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
+    return (positive & (s - epsilon < hardest_negative), negative & (s + epsilon > hardest_positive))
+def nearest_negatives(d, positive, negative, *, cutoff=.5):
+    negative = negative & (d >= cutoff)
+    d=d.clone().masked_fill_(~negative, torch.inf)
+    wanted = count(positive)[:, None]
+    for rows, n, kept in row_blocks(d, wanted, negative):
+        kept &= _ranks(rows) < n
+    return positive, negative

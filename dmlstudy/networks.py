@@ -59,89 +59,64 @@ class Pool(nn.Module):
 
 
 class Network(nn.Module):
-    """images -> lower (frozen) -> upper (trained) -> pool -> head -> embedding.
+    """images -> frozen -> trained -> pool -> head -> embedding.
 
     Attributes:
-        lower: frozen part; after `split_lower` it is the identity, and the network is fed
-            the lower part's cached activations instead of images.
-        upper: trained blocks, in order.
+        frozen: first blocks; after `split_frozen` the identity, and the network is fed their cached activations
+            instead of images.
+        trained: last blocks, in order.
         head: linear map from `feature_size` pooled features to `embedding_size` coordinates.
-        branch_points: {number of a trained block: its channels} after which low and middle branches may
-            start; empty when one of them lies in the frozen part.
-        branch_heads: heads of those branches, empty until `add_branch_heads`.
+        taps: {number of a trained block: its channels} after which further heads may start; empty when one of
+            them lies in the frozen part.
     """
 
     def __init__(
         self,
-        lower: nn.Sequential,
-        upper: nn.Sequential,
+        frozen: nn.Sequential,
+        trained: nn.Sequential,
         pool: nn.Module,
         feature_size: int,
         embedding_size: int,
-        branch_points: dict[int, int] | None = None,
+        taps: dict[int, int] | None = None,
         freeze_bn: bool = True,
     ):
         super().__init__()
-        self.lower: nn.Module = lower.requires_grad_(False)
-        self.upper = upper
+        self.frozen: nn.Module = frozen.requires_grad_(False)
+        self.trained = trained
         self.pool = pool
         self.head = nn.Linear(feature_size, embedding_size)
         self.feature_size, self.embedding_size = feature_size, embedding_size
-        self.branch_points = branch_points or {}
-        self.branch_heads = nn.ModuleList()
+        self.taps = taps or {}
         self.freeze_bn = freeze_bn
         self.train()
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled trunk features [B, feature_size] ("penultimate")."""
-        return self.pool(self.upper(self._frozen(images)))
+        return self.pool(self.trained(self._frozen(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raw embedding [B, embedding_size] of images, or of cached activations after `split_lower`.
+        """Raw embedding [B, embedding_size] of images, or of cached activations after `split_frozen`."""
+        return self.head(self.features(images))
 
-        With branch heads, the unit embeddings of all branches side by side.
-        """
-        if not self.branch_heads:
-            return self.head(self.features(images))
-        *earlier, last = self._branches(images)
-        parts = [head(x) for head, x in zip(self.branch_heads, earlier, strict=True)]
-        parts.append(self.head(self.pool(last)))
-        return torch.cat([F.normalize(part) for part in parts], 1)
-
-    def add_branch_heads(self) -> None:
-        """Give the low and middle branches their own embedding: L and M beside H (ranked list loss).
-
-        Raises:
-            StudyError: a branch leaves from the frozen part of the trunk.
-        """
-        if not self.branch_points:
-            raise StudyError(
-                "The low and middle branches leave from the frozen part of the trunk: set trained to 'all' "
-                "or to an earlier block."
-            )
-        for channels in self.branch_points.values():
-            self.branch_heads.append(_branch_head(channels, self.embedding_size))
-        self.embedding_size *= 1 + len(self.branch_points)
-
-    def _branches(self, images: Tensor) -> list[Tensor]:
-        """Activations [B, F_b, H_b, W_b] after each branch point, then after the last block."""
-        x, taken = self._frozen(images), []
-        for number, block in enumerate(self.upper):
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Activations [B, F_t, H_t, W_t] after each tap, then after the last block."""
+        x, tapped = self._frozen(images), []
+        for number, block in enumerate(self.trained):
             x = block(x)
-            if number in self.branch_points:
-                taken.append(x)
-        return [*taken, x]
+            if number in self.taps:
+                tapped.append(x)
+        return [*tapped, x]
 
     def _frozen(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.lower(images)
+            return self.frozen(images)
 
-    def split_lower(self) -> nn.Module | None:
+    def split_frozen(self) -> nn.Module | None:
         """Take off the frozen part so that its activations can be cached; None if nothing is frozen."""
-        if not any(True for _ in self.lower.parameters()):
+        if not any(True for _ in self.frozen.parameters()):
             return None
-        lower, self.lower = self.lower, nn.Identity()
-        return lower
+        frozen, self.frozen = self.frozen, nn.Identity()
+        return frozen
 
     def start_head_from_pca(self, features: Tensor) -> None:
         """Set the head to the first principal components of these features [N, feature_size].
@@ -169,9 +144,9 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> Network:
         """As in torch, but the frozen part, and BatchNorm if frozen, never leave eval mode."""
         super().train(mode)
-        self.lower.eval()
+        self.frozen.eval()
         if self.freeze_bn:
-            for module in self.upper.modules():
+            for module in self.trained.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
@@ -208,39 +183,24 @@ def build_network(
     """
     if trunk not in TRUNKS:
         raise unknown("trunk", trunk, TRUNKS)
-    blocks, feature_size, branch_points = TRUNKS[trunk](channels, weights, weights_root)
+    blocks, feature_size, taps = TRUNKS[trunk](channels, weights, weights_root)
     if tf_padding:
         _pad_like_tensorflow(blocks)
     cut = _cut(trained, len(blocks), trunk)
     in_channels = channels if trunk == "convnet" else 3
     mean, std = IMAGENET if trunk != "convnet" and not tf_padding else ((0.5,), (0.5,))
-    lower = nn.Sequential(Normalise(in_channels, mean, std), *blocks[:cut])
+    frozen = nn.Sequential(Normalise(in_channels, mean, std), *blocks[:cut])
     pooling: nn.Module = Pool(pool)
     if trained == "head":  # nothing above the pool is trained, so it belongs to what is cached
-        lower, pooling = lower.append(pooling), nn.Identity()
+        frozen, pooling = frozen.append(pooling), nn.Identity()
     return Network(
-        lower,
+        frozen,
         nn.Sequential(*blocks[cut:]),
         pooling,
         feature_size,
         embedding_size,
-        {block - cut: size for block, size in branch_points.items()}
-        if min(branch_points) >= cut
-        else {},
+        {block - cut: size for block, size in taps.items()} if min(taps) >= cut else {},
         freeze_bn,
-    )
-
-
-def _branch_head(channels: int, embedding_size: int) -> nn.Sequential:
-    """Coarse average pooling, 1x1 convolution, a hidden layer, embedding: as in the ranked list authors' code."""
-    return nn.Sequential(
-        nn.AdaptiveAvgPool2d(3),
-        nn.Conv2d(channels, 128, 1),
-        nn.Flatten(),
-        nn.Linear(128 * 9, 1024),
-        nn.BatchNorm1d(1024),
-        nn.ReLU(),
-        nn.Linear(1024, embedding_size),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmlstudy.data import Inputs
 from dmlstudy.errors import StudyError, unknown
-from dmlstudy.methods.base import Batch, Method
+from dmlstudy.methods.base import Batch, EmbedAll, Epoch, Method
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -106,8 +106,8 @@ def train(
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * recipe.factor(epoch)
         terms: list[dict[str, Tensor]] = []
-        embed_all = EmbedAll(method, inputs, device)
-        for indices, tag in method.plan(epoch, labels, recipe.p, recipe.k, rng, embed_all):
+        plan = Epoch(epoch, labels, recipe.p, recipe.k, rng, EmbedAll(method, inputs, device))
+        for indices, tag in method.batches(plan):
             method.train()
             index = torch.from_numpy(indices)
             batch = Batch(
@@ -167,17 +167,3 @@ def mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, float]:
         name: float(torch.stack([step[name] for step in terms if name in step]).mean())
         for name in names
     }
-
-
-class EmbedAll:
-    """Runs a function over all images of one role as at test time, [N, ...], in order."""
-
-    def __init__(self, method: Method, inputs: Inputs, device: str = "cpu", step: int = 256):
-        self.method, self.inputs, self.device, self.step = method, inputs, device, step
-
-    @torch.inference_mode()
-    def __call__(self, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        self.method.eval()
-        function = function or self.method.embed
-        blocks = torch.arange(len(self.inputs)).split(self.step)
-        return torch.cat([function(self.inputs.plain(b).to(self.device)).cpu() for b in blocks])

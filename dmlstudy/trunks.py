@@ -1,4 +1,4 @@
-"""Trunks: each gives its blocks, its feature size, and where the low and middle branches leave it."""
+"""Trunks: each gives its blocks, its feature size, and its taps: blocks after which further heads may start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from dmlstudy.errors import StudyError
 
 CONVNET_WIDTHS = (32, 64, 64)
-# Blocks in order, feature size, {block: channels} where low and middle branches leave.
+# Blocks in order, feature size, {block: channels} of the taps: one a third, one two thirds of the way up.
 Blocks = tuple[list[nn.Module], int, dict[int, int]]
 
 

@@ -1,59 +1,78 @@
-"""Shared by the tests: tiny random images, a resumed training; one thread, so that bits do not depend on the load."""
+"""Shared by the tests: tiny images, methods built and trained on them. One thread, or bits would depend on the load."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dmlstudy.data import Augment, ImageSet, Pixels
-from dmlstudy.methods import Method
+from dmlstudy.methods import METHODS, Batch, Method, TrainingSet
+from dmlstudy.networks import build_network
 from dmlstudy.training import Progress, Recipe, train
 
 torch.set_num_threads(1)
+
+CLASSES, PER_CLASS, EPOCHS = 6, 8, 4
+RECIPE = Recipe(4, 4, EPOCHS, 1e-3, 1e-3, 1e-4, "adamw", "cosine")
 
 
 @pytest.fixture
 def tiny_images() -> ImageSet:
     """Six classes of eight noisy 8x8 grey images."""
     rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(6), 8)
-    patterns = rng.integers(0, 255, (6, 8, 8, 1))
-    store = np.clip(patterns[labels] + rng.normal(0, 40, (48, 8, 8, 1)), 0, 255).astype(np.uint8)
-    return ImageSet(store, np.arange(48), labels, tuple("abcdef"), "tiny")
+    labels = np.repeat(np.arange(CLASSES), PER_CLASS)
+    patterns = rng.integers(0, 255, (CLASSES, 8, 8, 1))
+    noise = rng.normal(0, 40, (len(labels), 8, 8, 1))
+    store = np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8)
+    return ImageSet(store, np.arange(len(labels)), labels, tuple("abcdef"), "tiny")
 
 
 @pytest.fixture
 def inputs(tiny_images) -> Pixels:
-    """The tiny images, shifted a little; a file with images of its own has a fixture of this name."""
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
+    """The tiny images, augmented; a file with images of its own has a fixture of this name."""
+    return Pixels(tiny_images, 8, Augment(flip=True, rotate=10.0, crop_area=0.8, shift=0.1))
 
 
-@pytest.fixture
-def resumed_exactly(inputs) -> Callable[..., tuple[Method, Progress]]:
-    """Trains a method, resumes a copy after some epoch, and asserts equality to the bit; gives method and progress."""
+def build(kind: type[Method], seed: int = 0, **hyper: Any) -> Method:
+    """A method over a small network, with its teacher if it needs one."""
+    torch.manual_seed(seed)
+    network = build_network("convnet", channels=1, embedding_size=8)
+    method = kind(network, TrainingSet(CLASSES, CLASSES * PER_CLASS, EPOCHS), **hyper)
+    if kind.teacher:
+        name, given = kind.teacher
+        method.learn_from(build(METHODS[name], seed=7, **given))
+    return method
 
-    def check(build: Callable[..., Method], recipe: Recipe, *, after: int):
-        saved = io.BytesIO()
 
-        def keep(progress):
-            if progress.epoch == after:
-                torch.save(progress, saved)
+def go(method: Method, inputs: Pixels, seed: int = 0, **options: Any) -> Progress:
+    """Train a method on all images."""
+    return train(
+        method, inputs, inputs.images.labels, options.pop("recipe", RECIPE), seed, **options
+    )
 
-        def go(method, **options):
-            return train(method, inputs, inputs.images.labels, recipe, 0, **options)
 
-        # Of another seed, because what a resumed method starts from must not matter.
-        method, again = build(), build(seed=9)
-        done = go(method, after_epoch=keep)
-        saved.seek(0)
-        assert go(again, resume=torch.load(saved, weights_only=False)).history == done.history
-        assert list(again.state_dict()) == list(method.state_dict())
-        for a, b in zip(again.state_dict().values(), method.state_dict().values(), strict=True):
-            assert torch.equal(a, b)
-        return method, done
+def whole(inputs: Pixels) -> Batch:
+    """All images as one batch, not augmented."""
+    index = torch.arange(len(inputs))
+    return Batch(inputs.plain(index), torch.from_numpy(inputs.images.labels), index)
 
-    return check
+
+def assert_same(a: object, b: object) -> None:
+    """Equal to the last bit: nested dictionaries and lists of tensors and numbers."""
+    assert type(a) is type(b)
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dmlstudy.errors import StudyError
+from dmlstudy.heads import branch_heads, embed_branches, equal_slices
 from dmlstudy.networks import Normalise, Pool, SamePad, build_network
 from dmlstudy.trunks import TRUNKS
 
@@ -29,13 +30,13 @@ def grey(n=5, size=8):
 @pytest.mark.parametrize("pool", Pool.KINDS)
 def test_cut_network_composes_to_the_uncut_one(trained, blocks, pool):
     net = convnet(trained=trained, pool=pool).eval()
-    assert len(net.upper) == blocks
+    assert len(net.trained) == blocks
     whole = net(grey())
     assert torch.equal(whole, convnet(pool=pool).eval()(grey()))
-    lower = net.split_lower()
-    assert (lower is None) == (blocks == 3)
-    if lower is not None:
-        assert torch.equal(net(lower(grey())), whole)
+    frozen = net.split_frozen()
+    assert (frozen is None) == (blocks == 3)
+    if frozen is not None:
+        assert torch.equal(net(frozen(grey())), whole)
 
 
 @pytest.mark.parametrize("pool", Pool.KINDS)
@@ -46,7 +47,7 @@ def test_head_alone_is_fed_pooled_features(pool):
         "head.weight",
         "head.bias",
     ]
-    pooled = net.split_lower()(grey())
+    pooled = net.split_frozen()(grey())
     assert pooled.shape == (5, net.feature_size)
     assert torch.equal(net(pooled), whole)
 
@@ -134,7 +135,7 @@ def test_tensorflow_padding_halves_rounding_up(size):
     net = build_network("mobilenet_v2", channels=3, embedding_size=4, tf_padding=True).eval()
     assert sum(isinstance(m, SamePad) for m in net.modules()) == 5
     with torch.inference_mode():
-        assert net.upper(torch.rand(1, 3, size, size)).shape[-1] == math.ceil(size / 32)
+        assert net.trained(torch.rand(1, 3, size, size)).shape[-1] == math.ceil(size / 32)
 
 
 def test_real_weights_load():
@@ -151,36 +152,44 @@ def test_real_weights_load():
     from safetensors.torch import load_file
 
     stem = load_file(DATA / WEIGHTS)["features.0.0.weight"]
-    assert torch.equal(net.upper[0][0][1].weight, stem)
+    assert torch.equal(net.trained[0][0][1].weight, stem)
     assert net(grey(1, 64)).isfinite().all()
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_branches_leave_with_the_channels_they_declare(trunk):
     net = build_network(trunk, channels=3, embedding_size=4)
-    net.add_branch_heads()
+    branches = branch_heads(net).eval()
     net.eval()
-    assert (net.embedding_size, len(net.branch_heads)) == (12, 2)
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        z, middle = net(images), [b.shape[1] for b in net._branches(images)]
-    assert middle == [*net.branch_points.values(), net.feature_size]
+        z = embed_branches(net, branches, images)
+        channels = [x.shape[1] for x in net.activations(images)]
+    assert channels == [*net.taps.values(), net.feature_size]
     torch.testing.assert_close(z.unflatten(1, (3, 4)).norm(dim=2), torch.ones(1, 3))
+
+
+def test_without_branches_the_embedding_is_the_networks():
+    net = convnet().eval()
+    assert torch.equal(embed_branches(net, torch.nn.ModuleList(), grey()), net(grey()))
 
 
 def test_frozen_branches_are_refused():
     with pytest.raises(StudyError, match="frozen part of the trunk: set trained"):
-        convnet(trained="from block 1").add_branch_heads()
+        branch_heads(convnet(trained="from block 1"))
 
 
-@pytest.mark.parametrize("branches", [False, True])
-def test_pca_start_is_sklearns_up_to_sign(branches):
+def test_slices_must_be_equal():
+    assert equal_slices(8, 4, "clusters") == 2
+    with pytest.raises(StudyError, match="embedding_size = 8 is not a multiple of clusters = 3"):
+        equal_slices(8, 3, "clusters")
+
+
+def test_pca_start_is_sklearns_up_to_sign():
     from sklearn.decomposition import PCA
 
     features = np.random.default_rng(0).normal(size=(100, 64)) * np.geomspace(5, 0.1, 64) + 3
     net = convnet()
-    if branches:
-        net.add_branch_heads()
     net.start_head_from_pca(torch.from_numpy(features).float())
     here = net.head(torch.from_numpy(features).float()).detach().numpy()
     there = PCA(6, svd_solver="full").fit_transform(features)
@@ -200,13 +209,13 @@ def test_frozen_parts_never_train(freeze_bn):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     for mode in (True, False, True):
         net.train(mode)
-        assert not any(m.training for m in net.lower.modules())
-        norms = [m for m in net.upper.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert not any(m.training for m in net.frozen.modules())
+        norms = [m for m in net.trained.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         assert len(norms) == 2
         assert {m.training for m in norms} == {mode and not freeze_bn}
     net(grey()).sum().backward()
-    assert all(p.grad is None for p in net.lower.parameters())
-    assert all(p.grad is not None for p in net.upper.parameters())
+    assert all(p.grad is None for p in net.frozen.parameters())
+    assert all(p.grad is not None for p in net.trained.parameters())
     changed = {n for n, value in net.state_dict().items() if not torch.equal(value, before[n])}
-    assert all(n.startswith("upper") and not freeze_bn for n in changed)
+    assert all(n.startswith("trained") and not freeze_bn for n in changed)
     assert bool(changed) != freeze_bn

@@ -1,4 +1,4 @@
-"""Data sets: official layouts read, decoded once, split class-disjointly, sampled P x K."""
+"""Data sets: official layouts read, decoded once, split class-disjointly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dmlstudy.data.augment import Augment
 from dmlstudy.data.benchmark import Benchmark, ImageSet
 from dmlstudy.data.inputs import Activations, Inputs, Pixels, cache_activations
 from dmlstudy.data.listing import Listing, to_benchmark
-from dmlstudy.data.sampling import pk_batches
 from dmlstudy.data.store import content_key
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.project import cache_root, data_root
@@ -30,7 +29,6 @@ __all__ = [
     "data_root",
     "inventory",
     "load",
-    "pk_batches",
 ]
 
 EMBEDDED = {"digits": embedded.load_digits, "glyphs": embedded.load_glyphs}

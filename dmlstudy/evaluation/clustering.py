@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def kmeans(embeddings: Tensor, k: int, seed: int) -> Tensor:
+def kmeans(embeddings: Tensor, k: int, seed: int, restarts: int = 1) -> Tensor:
     """Cluster ids [N] of Lloyd's k-means (faiss)."""
     x = np.ascontiguousarray(embeddings.detach().float().numpy())
     clustering = faiss.Kmeans(
@@ -14,6 +14,7 @@ def kmeans(embeddings: Tensor, k: int, seed: int) -> Tensor:
         k,
         niter=20,
         seed=seed,
+        nredo=restarts,
         min_points_per_centroid=1,
         max_points_per_centroid=len(x),
     )

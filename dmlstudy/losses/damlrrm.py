@@ -12,7 +12,7 @@ def spanning_tree(
     labels: Tensor,
     *,
     margin: float = 0.2,
-    scale: float = 1.0,
+    scale: float = 20.0,
     edges: Tensor | None = None,
 ) -> Tensor:
     """Each class is held together along its minimum spanning tree, so it must be connected but not compact.

@@ -7,7 +7,7 @@ from dmlstudy.geometry import pair_masks, squared_distance
 
 
 def density_centres(
-    embeddings: Tensor, labels: Tensor, *, classes: int, quantile: float, iterations: int
+    embeddings: Tensor, labels: Tensor, *, classes: int, quantile: float = 0.75, iterations: int = 5
 ) -> Tensor:
     """Class centres shifted towards the densest part of their class, [C, D].
 
@@ -37,7 +37,7 @@ def density_centres(
     return centres
 
 
-def dense_region(embeddings: Tensor, labels: Tensor, *, centres: Tensor, quantile: float) -> Tensor:
+def dense_region(embeddings: Tensor, labels: Tensor, *, centres: Tensor, quantile: float = 0.75) -> Tensor:
     """Which images lie within r_c of their class' centre, boolean [N].
 
     r_c is the smallest radius that encloses the share `quantile` of the class: its ceil(q n_c)-th distance.

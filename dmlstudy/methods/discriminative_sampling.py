@@ -1,27 +1,26 @@
-"""Card 9: a sampling policy, trained by reinforcement, decides which classes meet in a batch."""
+"""Discriminative sampling: a policy, trained by reinforcement, decides which classes meet in a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmlstudy.data import pk_batches
-from dmlstudy.errors import unknown
+from dmlstudy import losses
 from dmlstudy.geometry import pairwise_similarity
-from dmlstudy.losses.npair import npair
-from dmlstudy.methods.base import Batch, EmbedAll, Method, Task
-from dmlstudy.networks import Network
-
-SAMPLERS = ("policy", "uniform", "nearest")
+from dmlstudy.methods.base import Batch, Epoch, Method, TrainingSet
+from dmlstudy.ranges import Count, Momentum, NonNegative, Positive
+from dmlstudy.samplers import Policy, draw_log_probabilities, pk_batches
 
 
 class DiscriminativeSampling(Method):
     """A small network proposes the negative classes of an anchor class, and is rewarded where the loss is high.
 
+    Duan, Chen, Lu, Zhou, "Deep Embedding Learning with Discriminative Sampling Policy", CVPR 2019:
     pi(c | a) = softmax over c != a of g([e_a; e_c; e_a . e_c]), with e a moving average of the class centroids.
     A batch is a random class a and P - 1 others, drawn from pi(. | a) without replacement. The embedding learns by
     the N-pair loss of the batch; each drawn class c gets the reward r_c = min(log(1 + exp(z.z_c - z.z+)), clip), the
@@ -33,7 +32,6 @@ class DiscriminativeSampling(Method):
     N-pair weight l2 is that of third-party code, cosine similarity at test time a default, as are all other numbers.
 
     Args:
-        l2: weight of N-pair's penalty on squared lengths.
         sampler: policy, or for controls uniform or nearest (centroids).
         clip: largest reward, so that wrongly labelled images do not attract the policy.
         hidden: width of g.
@@ -42,77 +40,59 @@ class DiscriminativeSampling(Method):
         reward_momentum: of the running mean of rewards, per batch.
     """
 
-    title = "DE-DSP (after the abstract)"
-    card = "09"
-    paper = (
-        "Duan, Chen, Lu, Zhou, Deep Embedding Learning with Discriminative Sampling Policy, "
-        "CVPR 2019"
-    )
+    number, title = 9, "DE-DSP (after the abstract)"
     kind = "N-pair loss, classes proposed by a learned policy"
     certainty = "low: after the abstract"
+    parts = (losses.npair,)
     controls = {
         "uniform sampler": {"sampler": "uniform"},
         "fixed hard classes": {"sampler": "nearest"},
     }
     unit = False
 
-    def __init__(
-        self,
-        network: Network,
-        task: Task,
-        *,
-        l2: float = 0.02,
-        sampler: str = "policy",
-        clip: float = 5.0,
-        hidden: int = 32,
-        policy_lr: float = 1e-2,
-        centroid_momentum: float = 0.5,
-        reward_momentum: float = 0.9,
-    ):
-        super().__init__(network, task)
-        if sampler not in SAMPLERS:
-            raise unknown("sampler", sampler, SAMPLERS)
-        self.l2, self.sampler, self.clip, self.own_lr = l2, sampler, clip, policy_lr
-        self.centroid_momentum, self.reward_momentum = centroid_momentum, reward_momentum
-        self.policy = Policy(network.embedding_size, hidden)
+    l2 = 0.02
+    sampler: Literal["policy", "uniform", "nearest"] = "policy"
+    clip: Positive = 5.0
+    hidden: Count = 32
+    policy_lr: NonNegative = 1e-2
+    centroid_momentum: Momentum = 0.5
+    reward_momentum: Momentum = 0.9
+
+    def build(self, training_set: TrainingSet) -> None:
+        classes, size = training_set.classes, self.network.embedding_size
+        self.extra_lr = self.policy_lr
+        self.policy = Policy(size, self.hidden)
         self.centroids: Tensor  # [C, D], of unit embeddings; shorter than 1
         self.usable: Tensor  # [C], classes with two images or more
-        self.mean_reward: Tensor  # the reward of a tuple whose images all look alike, to begin with
-        self.register_buffer("centroids", torch.zeros(task.classes, network.embedding_size))
-        self.register_buffer("usable", torch.ones(task.classes, dtype=torch.bool))
+        self.mean_reward: Tensor  # starts at the reward of a tuple whose images all look alike
+        self.register_buffer("centroids", torch.zeros(classes, size))
+        self.register_buffer("usable", torch.ones(classes, dtype=torch.bool))
         self.register_buffer("mean_reward", torch.tensor(2.0).log())
 
-    def plan(
-        self,
-        epoch: int,
-        labels: np.ndarray,
-        p: int,
-        k: int,
-        rng: np.random.Generator,
-        embed_all: EmbedAll,
-    ) -> Iterator[tuple[np.ndarray, int]]:
-        steps = sum(1 for _ in pk_batches(labels, p, k, rng))
+    def batches(self, epoch: Epoch) -> Iterator[tuple[np.ndarray, int]]:
+        labels, rng = epoch.labels, epoch.rng
+        steps = sum(1 for _ in pk_batches(labels, epoch.p, epoch.k, rng))
         sizes = np.bincount(labels, minlength=len(self.centroids))
         members = np.split(np.argsort(labels, kind="stable"), sizes.cumsum()[:-1])
-        if epoch == 0:
+        if epoch.number == 0:
             self.usable.copy_(torch.from_numpy(sizes >= 2))
-            f, y = F.normalize(embed_all()), torch.from_numpy(labels)
+            f, y = F.normalize(epoch.embed_all()), torch.from_numpy(labels)
             self._move_centroids(f.to(self.usable.device), y.to(self.usable.device), momentum=0.0)
         for _ in range(steps):
-            classes = self.propose(p, rng)
-            images = [np.resize(rng.permutation(members[c]), k) for c in classes]
+            classes = self.propose(epoch.p, rng)
+            images = [np.resize(rng.permutation(members[c]), epoch.k) for c in classes]
             yield np.concatenate(images), 0
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Of a batch as `plan` makes it: K images of each class together, the anchor class first."""
+        """Of a batch as `batches` makes it: K images of each class together, the anchor class first."""
         z, y = self.embed(batch.images), batch.labels
         classes = torch.unique_consecutive(y)
         pairs = class_pairs(z, len(classes))
         own = classes.repeat_interleave(2)
-        rounds = [npair(pair.flatten(0, 1), own, l2=self.l2) for pair in pairs.unbind(1)]
-        terms = {"npair": torch.stack(rounds).mean()}
-        rewards = z.new_zeros(0)
-        if self.sampler == "policy":
+        npair = self.configured(losses.npair)
+        rounds = [npair(pair.flatten(0, 1), own) for pair in pairs.unbind(1)] or [z.sum() * 0]
+        terms, rewards = {"npair": torch.stack(rounds).mean()}, z.new_zeros(0)
+        if self.sampler == "policy" and pairs[1:].numel():
             rewards = tuple_losses(pairs.detach()).clamp_max(self.clip)
             log_pi = draw_log_probabilities(self.logits(classes[0]), classes[1:])
             terms["policy"] = -((rewards - self.mean_reward) * log_pi).mean()
@@ -159,27 +139,6 @@ class DiscriminativeSampling(Method):
         self.centroids.lerp_(means, (1 - momentum) * (counts > 0))
 
 
-class Policy(nn.Module):
-    """The network g: a score for a class c beside an anchor class a, from [e_a; e_c; e_a . e_c].
-
-    Its last layer starts at zero, so that before any reward all classes are proposed alike.
-    """
-
-    def __init__(self, size: int, hidden: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2 * size + 1, hidden), nn.ReLU(), nn.Linear(hidden, 1)
-        )
-        for parameter in self.layers[-1].parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, anchor: Tensor, classes: Tensor) -> Tensor:
-        """Scores [C] of class vectors [C, D] beside an anchor class' vector [D]."""
-        affinity = classes @ anchor
-        given = torch.cat([anchor.expand_as(classes), classes, affinity[:, None]], 1)
-        return self.layers(given)[:, 0]
-
-
 def class_pairs(embeddings: Tensor, classes: int) -> Tensor:
     """The K images of each class as K/2 pairs of anchor and positive, [P, K/2, 2, D]; an odd last one is left out."""
     z = embeddings.unflatten(0, (classes, -1))
@@ -199,18 +158,3 @@ def tuple_losses(pairs: Tensor) -> Tensor:
     """
     similarity = (pairs[0, :, 0] * pairs[:, :, 1]).sum(2)
     return F.softplus(similarity[1:] - similarity[0]).mean(1)
-
-
-def draw_log_probabilities(logits: Tensor, drawn: Tensor) -> Tensor:
-    """log pi of each draw, given those before it, when classes are drawn without replacement, [n].
-
-    Args:
-        logits: [C], -inf for a class that cannot be drawn.
-        drawn: n different classes, in the order of drawing.
-
-    >>> draw_log_probabilities(torch.zeros(4), torch.tensor([2, 0])).exp()
-    tensor([0.2500, 0.3333])
-    """
-    now = F.one_hot(drawn, len(logits))
-    taken = (now.cumsum(0) - now).bool()
-    return logits[drawn] - logits.expand(len(drawn), -1).masked_fill(taken, -torch.inf).logsumexp(1)

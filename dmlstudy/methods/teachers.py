@@ -1,21 +1,23 @@
-"""Card 8: learning metrics from teachers."""
+"""Learning metrics from teachers."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dmlstudy.errors import StudyError, unknown
-from dmlstudy.losses.teachers import absolute_teacher, relative_teacher
-from dmlstudy.losses.triplet import triplet_batch_hard
-from dmlstudy.methods.base import Batch, Method, Task
-from dmlstudy.networks import Network
+from dmlstudy import losses
+from dmlstudy.errors import StudyError
+from dmlstudy.methods.base import Batch, Method, TrainingSet
+from dmlstudy.ranges import NonNegative
 
 
 class Teachers(Method):
     """A trained teacher's distances (or positions) are a second target beside the triplet loss.
 
-    L = L_tri + lam L_rel / B with L_rel = |D^S - D^T|_F, or L = L_tri + lam L_abs; L_tri is batch-hard on unit
+    Yu, Yazici, Liu, van de Weijer, Cheng, Ramisa, "Learning Metrics from Teachers: Compact Networks for Image
+    Embedding", CVPR 2019. L = L_tri + lam L_rel / B, or L = L_tri + lam L_abs; L_tri is batch-hard on unit
     embeddings. The teacher is trained first, with L_tri alone, and embeds the same augmented view.
 
     Verified in the authors' code: both distillation losses, the Frobenius norm, lam on CUB (relative 0.3 at
@@ -24,38 +26,25 @@ class Teachers(Method):
     margin defaults to 0, with which the hinge soon stops; 0.2 is ours.
 
     Args:
-        distil: "relative" (distances) or "absolute" (positions).
+        distil: relative (distances) or absolute (positions).
         lam: weight of the distillation term; 0 is the student alone.
-        margin: hinge margin of the triplet term.
     """
 
-    title = "Metrics from teachers"
-    card = "08"
-    paper = (
-        "Yu, Yazici, Liu, van de Weijer, Cheng, Ramisa, Learning Metrics from Teachers: Compact Networks for "
-        "Image Embedding, CVPR 2019"
-    )
+    number, title = 8, "Metrics from teachers"
     kind = "distillation from a trained embedding"
     certainty = "high for the losses: read in the authors' code; teacher as large as the student"
+    parts = (losses.relative_distillation, losses.absolute_distillation, losses.triplet_batch_hard)
     controls = {
         "student alone, as is its teacher (lam = 0)": {"lam": 0.0},
         "absolute": {"distil": "absolute", "lam": 1.0},
     }
     teacher = ("triplet_batch_hard", {"unit": True, "margin": 0.2})
 
-    def __init__(
-        self,
-        network: Network,
-        task: Task,
-        *,
-        distil: str = "relative",
-        lam: float = 9.6,
-        margin: float = 0.2,
-    ):
-        super().__init__(network, task)
-        if distil not in ("relative", "absolute"):
-            raise unknown("distillation", distil, ("relative", "absolute"))
-        self.distil, self.lam, self.margin = distil, lam, margin
+    distil: Literal["relative", "absolute"] = "relative"
+    lam: NonNegative = 9.6
+    margin = 0.2
+
+    def build(self, training_set: TrainingSet) -> None:
         # In a list, so that torch does not take the teacher for a part that is trained and saved with the student.
         self._teacher: list[Method] = []
 
@@ -64,7 +53,7 @@ class Teachers(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         f = self.embed(batch.images)
-        triplet = triplet_batch_hard(f, batch.labels, margin=self.margin)
+        triplet = self.configured(losses.triplet_batch_hard)(f, batch.labels)
         return {"triplet": triplet, "teacher": self.lam * self._distillation(f, batch.images)}
 
     def _distillation(self, f: Tensor, images: Tensor) -> Tensor:
@@ -73,5 +62,5 @@ class Teachers(Method):
         with torch.no_grad():
             target = self._teacher[0].embed(images)
         if self.distil == "absolute":
-            return absolute_teacher(f, target)
-        return relative_teacher(f, target) / len(f)
+            return losses.absolute_distillation(f, target)
+        return losses.relative_distillation(f, target) / len(f)

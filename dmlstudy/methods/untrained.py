@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dmlstudy.methods.base import EmbedAll, Method
+from dmlstudy.methods.base import Epoch, Method
 
 
 class Untrained(Method):
@@ -15,19 +15,8 @@ class Untrained(Method):
     Its epoch is empty, so it passes through the same loop, evaluation and record as everything else.
     """
 
-    title = "Untrained trunk"
-    card = "00"
-    paper = "no paper: the starting point of every other row"
-    kind = "baseline"
+    number, title, kind = 0, "Untrained trunk", "baseline"
     certainty = "exact"
 
-    def plan(
-        self,
-        epoch: int,
-        labels: np.ndarray,
-        p: int,
-        k: int,
-        rng: np.random.Generator,
-        embed_all: EmbedAll,
-    ) -> Iterator[tuple[np.ndarray, int]]:
+    def batches(self, epoch: Epoch) -> Iterator[tuple[np.ndarray, int]]:
         return iter(())

@@ -28,11 +28,11 @@ from dmlstudy.data import (
 )
 from dmlstudy.errors import StudyError
 from dmlstudy.evaluation import Evaluation, evaluate
-from dmlstudy.methods import Method, Task, find_method
+from dmlstudy.methods import EmbedAll, Method, TrainingSet, find_method
 from dmlstudy.networks import Network, build_network
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.params import Settings, settings, short_name
-from dmlstudy.training import EmbedAll, Progress, train
+from dmlstudy.training import Progress, train
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Experiment:
         torch.manual_seed(seed)
         network = self._network()
         kind = find_method(name)
-        built = kind(network, self._task, **hyper).to(self.protocol.device)
+        built = kind(network, self._training_set, **hyper).to(self.protocol.device)
         train_inputs = self._inputs(self.benchmark.train)
         if self.protocol.head_start == "pca":
             network.start_head_from_pca(self._head_features(network, built, train_inputs))
@@ -140,9 +140,9 @@ class Experiment:
         return embed_all(lambda x: method.embed(x, role)).clone()
 
     @property
-    def _task(self) -> Task:
+    def _training_set(self) -> TrainingSet:
         train = self.benchmark.train
-        return Task(len(train.classes), len(train), self.protocol.epochs)
+        return TrainingSet(len(train.classes), len(train), self.protocol.epochs)
 
     def _network(self) -> Network:
         """The starting network; its frozen part is taken off if its activations are cached."""
@@ -158,14 +158,14 @@ class Experiment:
             pool=p.pool,
             freeze_bn=p.freeze_bn,
         )
-        lower = network.split_lower() if p.cached_views else None
+        frozen = network.split_frozen() if p.cached_views else None
         # A random frozen part is another one for every seed.
-        if lower is not None and (self._cache is None or p.weights == "none"):
+        if frozen is not None and (self._cache is None or p.weights == "none"):
             self._cache = cache_activations(
                 self.benchmark.train,
                 # Channels last is half as fast again for depthwise convolutions on a CPU.
-                lower.eval().to(p.device).to(memory_format=torch.channels_last),
-                _weights_key(lower),
+                frozen.eval().to(p.device).to(memory_format=torch.channels_last),
+                _weights_key(frozen),
                 size=p.crop,
                 spec=p.augment,
                 views=p.cached_views,

@@ -30,7 +30,8 @@ def code_fingerprint(method: str) -> str:
 
 def training_code(method: str) -> list[Path]:
     """Files of the library that decide what a method's trained network is, in order of their names."""
-    waiting = [_file(part) for part in (*COMMON, f"methods/{method}")]
+    import inspect, dmlstudy.methods as mm
+    waiting = [_file(part) for part in COMMON] + [Path(inspect.getfile(mm.METHODS[method]))]
     found: set[Path] = set()
     while waiting:
         file = waiting.pop()

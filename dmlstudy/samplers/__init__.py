@@ -1,0 +1,21 @@
+"""Samplers: which images meet in a batch."""
+
+from dmlstudy.samplers.clusters import cluster_batches, match_clusters
+from dmlstudy.samplers.confusable import confusable_batches, confusable_classes
+from dmlstudy.samplers.instances import instance_batches
+from dmlstudy.samplers.pk import pk_batches
+from dmlstudy.samplers.policy import Policy, draw_log_probabilities
+from dmlstudy.samplers.two_streams import TwoStreams, two_streams
+
+__all__ = [
+    "Policy",
+    "TwoStreams",
+    "cluster_batches",
+    "confusable_batches",
+    "confusable_classes",
+    "draw_log_probabilities",
+    "instance_batches",
+    "match_clusters",
+    "pk_batches",
+    "two_streams",
+]

@@ -1,0 +1,247 @@
+"""Every method and control through the same suite: bits, finite values, invariance, degenerate batches."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CLASSES, RECIPE, assert_same, build, go
+from torch import Tensor
+
+from dmlstudy.data import Pixels
+from dmlstudy.errors import StudyError
+from dmlstudy.methods import (
+    METHODS,
+    Batch,
+    EmbedAll,
+    Epoch,
+    Method,
+    citation,
+    deviations,
+    find_method,
+    hyperparameters,
+)
+from dmlstudy.training import make_optimiser
+
+
+def own(method: type[Method], overrides: dict) -> dict:
+    """A control's hyperparameters without the protocol's keys."""
+    return {k: v for k, v in overrides.items() if k in hyperparameters(method)}
+
+
+# Every method, each of its controls, and what no control reaches.
+CASES = [(name, own(m, h)) for name, m in METHODS.items() for h in ({}, *m.controls.values())]
+CASES += [("ranked_list", {"variant": "LMH"}), ("density_aware", {"quadruplet": True})]
+CASES = [case for i, case in enumerate(CASES) if case not in CASES[:i]]
+every_case = pytest.mark.parametrize("name, hyper", CASES, ids=str)
+every_method = pytest.mark.parametrize("name", METHODS)
+
+# A batch's order means something to them: the first image of a class is its anchor, or views follow each other.
+ORDERED = {"discriminative_sampling", "hdml", "invariant_spreading"}
+# They know a class by its number: by a learned or fixed vector, or a centre.
+BY_NUMBER = {
+    "upper_bound",
+    "product_quantisation",
+    "density_aware",
+    "sche",
+    "discriminative_sampling",
+    "hdml",
+    "soft_triple",
+}
+
+
+def first_batch(method: Method, inputs: Pixels) -> Batch | None:
+    """The first batch of an epoch, as the loop makes it; None if nothing is trained."""
+    rng, labels = np.random.default_rng(0), inputs.images.labels
+    epoch = Epoch(0, labels, RECIPE.p, RECIPE.k, rng, EmbedAll(method, inputs))
+    for indices, tag in method.batches(epoch):
+        index = torch.from_numpy(indices)
+        images = inputs.views(index, method.views, torch.Generator().manual_seed(0))
+        y = torch.from_numpy(labels[indices]).repeat(method.views)
+        method.train()
+        return Batch(images, y, index.repeat(method.views), tag)
+    return None
+
+
+def total(method: Method, batch: Batch) -> Tensor:
+    torch.manual_seed(0)
+    return torch.stack(list(method.loss(batch).values())).sum()
+
+
+@every_case
+def test_resumed_is_bit_identical_and_finite(name, hyper, inputs):
+    saved = {}
+
+    def keep(progress):
+        torch.save(progress, saved.setdefault(progress.epoch, io.BytesIO()))
+
+    whole = build(find_method(name), **hyper)
+    done = go(whole, inputs, after_epoch=keep)
+    assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
+    for epoch in (1, 3):
+        saved[epoch].seek(0)
+        again = build(find_method(name), seed=99, **hyper)  # what it starts from must not matter
+        progress = go(again, inputs, resume=torch.load(saved[epoch], weights_only=False))
+        for part in ("epoch", "history", "method", "optimiser"):
+            assert_same(getattr(progress, part), getattr(done, part))
+    z = EmbedAll(whole, inputs)()
+    # Asymmetric product quantisation keeps two codes per image, side by side.
+    parts = 2 if getattr(whole, "ranking", "") == "asymmetric" else 1 + len(whole.branches)
+    assert z.shape == (len(inputs), parts * whole.network.embedding_size)
+    assert z.isfinite().all()
+    trained = any(set(row) > {"epoch"} for row in done.history)
+    assert trained == (name != "untrained")
+
+
+@every_case
+def test_every_parameter_is_optimised_and_moves(name, hyper, inputs):
+    method = build(find_method(name), **hyper)
+    # A random head puts all images into a narrow cone, where divide and conquer has no active pair.
+    method.network.start_head_from_pca(EmbedAll(method, inputs)(method.network.features))
+    make_optimiser(method, RECIPE)  # refuses a tensor that is optimised zero or two times
+    before = {n: p.clone() for n, p in method.named_parameters()}
+    go(method, inputs)
+    still = {n for n, p in method.named_parameters() if torch.equal(p, before[n])}
+    assert still == (set(before) if name == "untrained" else UNUSED.get((name, str(hyper)), set()))
+
+
+# Controls that leave a part without work: no policy to learn, no codes, no weight on the signatures.
+POLICY = {f"policy.layers.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
+UNUSED = {
+    ("product_quantisation", "{'ranking': 'float'}"): {"codeword_vectors", "assignment"},
+    ("discriminative_sampling", "{'sampler': 'uniform'}"): POLICY,
+    ("discriminative_sampling", "{'sampler': 'nearest'}"): POLICY,
+    ("sche", "{'classes': 'random', 'lam': 0.0}"): {"signatures"},
+}
+
+
+@every_case
+def test_order_of_the_batch_does_not_matter(name, hyper, inputs):
+    method = build(find_method(name), **hyper)
+    batch = first_batch(method, inputs)
+    if batch is None or name in ORDERED or "random" in hyper.values():
+        return
+    order = torch.randperm(len(batch.labels), generator=torch.Generator().manual_seed(1))
+    moved = Batch(batch.images[order], batch.labels[order], batch.indices[order], batch.tag)
+    torch.testing.assert_close(total(method, moved), total(method, batch), rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_names_of_classes_do_not_matter(name, hyper, inputs):
+    method = build(find_method(name), **hyper)
+    batch = first_batch(method, inputs)
+    if batch is None or name in BY_NUMBER or "random" in hyper.values():
+        return
+    renamed = Batch(batch.images, (batch.labels + 2) % CLASSES, batch.indices, batch.tag)
+    torch.testing.assert_close(total(method, renamed), total(method, batch), rtol=1e-4, atol=1e-5)
+
+
+@every_case
+@pytest.mark.parametrize("kind", ["one class", "no positives", "one image", "equal images"])
+def test_degenerate_batches_are_finite(name, hyper, kind, inputs):
+    method = build(find_method(name), **hyper)
+    batch = first_batch(method, inputs)
+    if batch is None:
+        return
+    images, y = batch.images, batch.labels
+    if name == "invariant_spreading":  # two views of each image, so that halves belong together
+        rows = torch.tensor([0, len(y) // 2]) if kind == "one image" else torch.arange(len(y))
+        images, y = images[rows], y[rows]
+    elif kind == "one class":
+        y = torch.zeros_like(y)
+    elif kind == "no positives":
+        images, y = images[:: RECIPE.k], y[:: RECIPE.k]
+    elif kind == "one image":
+        images, y = images[:1], y[:1]
+    if kind == "equal images":
+        images = images[:1].expand_as(images)
+    if len(images) == 1:  # BatchNorm of a single image has no variance in training
+        method.eval()
+    value = total(method, Batch(images, y, batch.indices[: len(y)], batch.tag))
+    assert value.isfinite()
+    if value.requires_grad:
+        value.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+
+
+def test_labels_that_are_not_one_number_per_image_are_refused():
+    images, index = torch.zeros(4, 1, 8, 8), torch.arange(4)
+    for labels in (index[:, None], index[:3], index.float(), index > 1):
+        with pytest.raises(StudyError, match=r"needs as many labels, int64 \[4\], not .*: flatten"):
+            Batch(images, labels, index)
+
+
+@every_method
+def test_embeddings_are_unit_unless_declared(name, inputs):
+    method = build(METHODS[name])
+    z = EmbedAll(method, inputs)()
+    assert torch.allclose(z, F.normalize(z), atol=1e-6) == method.unit
+
+
+DEVIATIONS = {
+    "untrained": ["batch composition"],
+    "upper_bound": ["own parameters (learning rate 0.01)"],
+    "product_quantisation": [
+        "embedding",
+        "ranking distance",
+        "queries and gallery embedded differently",
+        "embeddings not normalised",
+        "own parameters (learning rate 0.01)",
+    ],
+    "ranked_list": [],
+    "density_aware": ["batch composition"],
+    "sche": ["batch composition", "own parameters (learning rate 0.01)"],
+    "multi_similarity": [],
+    "fastap": [],
+    "teachers": ["a teacher, trained first"],
+    "discriminative_sampling": [
+        "batch composition",
+        "state besides gradient descent",
+        "ranking distance",
+        "embeddings not normalised",
+        "own parameters (learning rate 0.01)",
+    ],
+    "damlrrm": ["batch composition"],
+    "hdml": [
+        "state besides gradient descent",
+        "ranking distance",
+        "parameter groups",
+        "embeddings not normalised",
+        "own parameters (learning rate 0.01)",
+    ],
+    "divide_and_conquer": ["batch composition"],
+    "invariant_spreading": ["batch composition", "2 views per image"],
+    "snr": ["ranking distance", "embeddings not normalised"],
+    "soft_triple": ["own parameters (learning rate 0.01)"],
+    "triplet_batch_hard": ["ranking distance", "embeddings not normalised"],
+}
+
+
+@every_method
+def test_deviations_are_read_off_the_class(name):
+    assert deviations(build(METHODS[name])) == DEVIATIONS[name]
+
+
+def test_branches_and_learning_rates_are_deviations():
+    branched = build(METHODS["ranked_list"], variant="LMH")
+    assert deviations(branched) == ["3 branches, each with its own head"]
+    fast = build(METHODS["soft_triple"], centre_lr=0.5)
+    assert deviations(fast) == ["own parameters (learning rate 0.5)"]
+
+
+@every_method
+def test_hyperparameters_have_a_range_a_comment_and_a_paper(name):
+    method = METHODS[name]
+    assert all(h.comment for h in hyperparameters(method).values())
+    assert (citation(method) == "no paper") == (name == "untrained")
+    with pytest.raises(StudyError, match="Unknown hyperparameter 'margn'"):
+        build(method, margn=0.1)
+
+
+def test_numbers_are_those_of_the_table():
+    assert [method.number for method in METHODS.values()] == list(range(len(METHODS)))
+    with pytest.raises(StudyError, match="did you mean 'multi_similarity'"):
+        find_method("multi_simlarity")
