@@ -13,7 +13,7 @@ from dmlstudy.methods.base import Batch, Epoch, Method, TrainingSet
 
 
 class DensityAware(Method):
-    """Triplets to a centre in the dense part of the class, found anew at the start of every epoch; DAQL adds quadruplets.
+    """Triplets to a centre in the dense part of the class, found anew at the start of every epoch.
 
     After the abstract: only the mechanism is known (an enclosure around the centre, a new centre from its members,
     repeated; the centre in a triplet or quadruplet), no code was found. Ours: r_c as a quantile, centres per epoch and

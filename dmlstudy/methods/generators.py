@@ -138,7 +138,7 @@ class HDML(Method):
             self.history.append(self._row.tolist())
 
     def adaptive_weights(self) -> tuple[float, float]:
-        """The share of its lead that a negative keeps, e^(-alpha / J_m), and the weight of real tuples, e^(-beta / J_gen)."""
+        """Share of its lead that a negative keeps, e^(-alpha / J_m), and weight of real tuples, e^(-beta / J_gen)."""
         complete = len(self.history) // self.window * self.window
         if not complete:
             return 1.0, 1.0

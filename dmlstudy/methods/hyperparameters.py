@@ -29,7 +29,6 @@ class Hyperparameter:
     comment: str
 
 
-@cache
 def hyperparameters(method: type[Method]) -> dict[str, Hyperparameter]:
     """A method's hyperparameters by name: those of its parts, then the annotated attributes of its classes.
 

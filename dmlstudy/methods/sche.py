@@ -80,7 +80,8 @@ class SCHE(Method):
             negative = miners.in_hard_classes(f, y, signatures=w, k=self.hard_classes)
         if self.instances == "random":
             positive, negative = miners.one_at_random(positive), miners.one_at_random(negative)
-        triplet, softmax = map(self.configured, (losses.mined_triplet, losses.signature_softmax))
+        triplet = self.configured(losses.mined_triplet)
+        softmax = self.configured(losses.signature_softmax)
         return {
             "triplet": triplet(f, y, pairs=(positive, negative)),
             "signatures": self.lam * softmax(f, y, signatures=w),
