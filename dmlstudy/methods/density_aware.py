@@ -41,12 +41,15 @@ class DensityAware(Method):
     def build(self, training_set: TrainingSet) -> None:
         classes, images = training_set.classes, training_set.images
         self.centres: Tensor  # mu, [C, D], of this epoch
-        self.inside: Tensor  # [N], who lay in the dense region of its class at the epoch's start
+        self.inside: Tensor  # [N], which lay in the dense region of its class at the epoch's start
         self.register_buffer("centres", torch.zeros(classes, self.network.embedding_size))
         self.register_buffer("inside", torch.ones(images, dtype=torch.bool))
 
     def batches(self, epoch: Epoch) -> Iterator[tuple[np.ndarray, int]]:
-        self._find_centres(epoch.embed_all(), torch.from_numpy(epoch.labels))
+        labels = torch.from_numpy(epoch.labels)
+        labelled = labels >= 0
+        self.inside.copy_(labelled)
+        self.inside[labelled] = self._dense(epoch.embed_all()[labelled], labels[labelled])
         yield from super().batches(epoch)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -58,8 +61,8 @@ class DensityAware(Method):
             terms["quadruplet"] = quadruplet(f, y, centres=self.centres)
         return terms
 
-    def _find_centres(self, f: Tensor, y: Tensor) -> None:
+    def _dense(self, f: Tensor, y: Tensor) -> Tensor:
+        """Renew the centres; which images lie in the dense region of their class, bool [N]."""
         centres = self.configured(losses.density_centres)(f, y, classes=len(self.centres))
         self.centres.copy_(centres)
-        inside = self.configured(losses.dense_region)(f, y, centres=centres)
-        self.inside.copy_(inside)
+        return self.configured(losses.dense_region)(f, y, centres=centres).to(self.inside.device)

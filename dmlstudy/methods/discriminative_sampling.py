@@ -14,7 +14,7 @@ from dmlstudy import losses
 from dmlstudy.geometry import pairwise_similarity
 from dmlstudy.methods.base import Batch, Epoch, Method, TrainingSet
 from dmlstudy.ranges import Count, Momentum, NonNegative, Positive
-from dmlstudy.samplers import Policy, draw_log_probabilities, pk_batches
+from dmlstudy.samplers import Policy, draw_log_probabilities, images_by_class, pk_batches
 
 
 class DiscriminativeSampling(Method):
@@ -72,12 +72,12 @@ class DiscriminativeSampling(Method):
     def batches(self, epoch: Epoch) -> Iterator[tuple[np.ndarray, int]]:
         labels, rng = epoch.labels, epoch.rng
         steps = sum(1 for _ in pk_batches(labels, epoch.p, epoch.k, rng))
-        sizes = np.bincount(labels, minlength=len(self.centroids))
-        members = np.split(np.argsort(labels, kind="stable"), sizes.cumsum()[:-1])
+        members = images_by_class(labels, len(self.centroids))
         if epoch.number == 0:
-            self.usable.copy_(torch.from_numpy(sizes >= 2))
+            self.usable.copy_(torch.tensor([len(images) >= 2 for images in members]))
             f, y = F.normalize(epoch.embed_all()), torch.from_numpy(labels)
-            self._move_centroids(f.to(self.usable.device), y.to(self.usable.device), momentum=0.0)
+            f, y = (x[y >= 0].to(self.usable.device) for x in (f, y))
+            self._move_centroids(f, y, momentum=0.0)
         for _ in range(steps):
             classes = self.propose(epoch.p, rng)
             images = [np.resize(rng.permutation(members[c]), epoch.k) for c in classes]

@@ -3,13 +3,14 @@
 from dmlstudy.samplers.clusters import cluster_batches, match_clusters
 from dmlstudy.samplers.confusable import confusable_batches, confusable_classes
 from dmlstudy.samplers.instances import instance_batches
-from dmlstudy.samplers.pk import pk_batches
+from dmlstudy.samplers.pk import images_by_class, pk_batches
 from dmlstudy.samplers.policy import Policy, draw_log_probabilities
 from dmlstudy.samplers.two_streams import TwoStreams, two_streams
 
 __all__ = [
     "Policy",
     "TwoStreams",
+    "images_by_class",
     "cluster_batches",
     "confusable_batches",
     "confusable_classes",

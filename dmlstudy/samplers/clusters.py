@@ -15,11 +15,11 @@ def cluster_batches(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """P x K batches with the number of their cluster, one from each cluster in turn until all are used up.
 
-    Images that are alone in their class within a cluster are left out; so are clusters with fewer than two classes.
+    Images that are unlabelled, or alone in their class within a cluster, are left out; so are clusters with fewer than two classes.
 
     Args:
         cluster_of: int [N].
-        labels: int [N].
+        labels: int [N]; -1 is unlabelled.
         p, k: classes per batch, images per class; a cluster with fewer classes gives smaller batches.
     """
     clusters = range(int(cluster_of.max()) + 1)
@@ -35,7 +35,7 @@ def _of_one(
     k: int,
     rng: np.random.Generator,
 ) -> list[tuple[np.ndarray, int]]:
-    members = np.flatnonzero(cluster_of == cluster)
+    members = np.flatnonzero((cluster_of == cluster) & (labels >= 0))
     usable = int((np.bincount(labels[members]) >= 2).sum())
     if usable < 2:  # one class has no negatives, so there is nothing to learn from
         return []

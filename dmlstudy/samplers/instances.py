@@ -11,7 +11,7 @@ def instance_batches(images: int, size: int, rng: np.random.Generator) -> Iterat
     No image is twice in a batch, or it would be its own negative. Fewer images than `size` are one batch.
 
     >>> [batch.tolist() for batch in instance_batches(5, 2, np.random.default_rng(0))]
-    [[4, 2], [3, 1]]
+    [[2, 4], [3, 0]]
     """
     size = min(size, images)
     order = rng.permutation(images)

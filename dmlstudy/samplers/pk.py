@@ -35,8 +35,7 @@ def pk_batches(
     >>> [np.bincount(labels[batch]).tolist() for batch in epoch]
     [[2, 2, 2], [2, 2, 2]]
     """
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
-    usable = [members for members in by_class if len(members) >= 2]
+    usable = [members for members in images_by_class(labels) if len(members) >= 2]
     if len(usable) < p:
         raise StudyError(
             f"A batch of p = {p} classes needs {p} classes with two images or more, but the "
@@ -64,6 +63,21 @@ def pk_batches(
         waiting[0].clear()
         while top > 0 and not waiting[top]:
             top -= 1
+
+
+def images_by_class(labels: np.ndarray, classes: int = 0) -> list[np.ndarray]:
+    """The indices of each class' images, in order; unlabelled ones (-1) are in none.
+
+    Args:
+        labels: int [N].
+        classes: how many classes there are, at least; those without images get an empty array.
+
+    >>> [members.tolist() for members in by_class(np.array([1, -1, 0, 1]), 3)]
+    [[2], [0, 3], []]
+    """
+    order = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
+    sizes = np.bincount(labels[order], minlength=classes)
+    return np.split(order, np.cumsum(sizes)[:-1])
 
 
 def _groups(members: np.ndarray, k: int, rng: np.random.Generator) -> list[np.ndarray]:

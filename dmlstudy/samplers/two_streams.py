@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmlstudy.samplers.pk import images_by_class
+
 
 class TwoStreams(nn.Module):
     """Replaces the images of P x K batches by those that two streams over a fixed order of each class give.
@@ -28,9 +30,7 @@ class TwoStreams(nn.Module):
     def batches(self, pk: Iterator[np.ndarray], labels: np.ndarray, k: int) -> Iterator[np.ndarray]:
         """Batches [P*K] of the classes of P x K batches, in the same order."""
         order = self.order.cpu().numpy()
-        by_class = order[np.argsort(labels[order], kind="stable")]
-        sizes = np.bincount(labels, minlength=len(self.meetings))
-        rings = np.split(by_class, sizes.cumsum()[:-1])
+        rings = [order[members] for members in images_by_class(labels[order], len(self.meetings))]
         for indices in pk:
             classes = labels[indices[::k]]
             images = [two_streams(rings[c], k, int(self.meetings[c])) for c in classes]
