@@ -24,7 +24,7 @@ from dmlstudy.methods import (
     find_method,
     hyperparameters,
 )
-from dmlstudy.training import make_optimiser
+from dmlstudy.training import make_optimiser, train
 
 
 def own(method: type[Method], overrides: dict) -> dict:
@@ -245,3 +245,17 @@ def test_numbers_are_those_of_the_table():
     assert [method.number for method in METHODS.values()] == list(range(len(METHODS)))
     with pytest.raises(StudyError, match="did you mean 'multi_similarity'"):
         find_method("multi_simlarity")
+
+
+@every_method
+def test_hidden_labels_are_never_learnt_from(name, inputs):
+    """Half of each class unlabelled: training ends finite, and only what reads no label meets those images."""
+    labels = inputs.images.labels.copy()
+    labels[::2] = -1
+    method = build(METHODS[name])
+    seen = []
+    loss = method.loss
+    method.loss = lambda batch: seen.extend(batch.labels.tolist()) or loss(batch)
+    done = train(method, inputs, labels, RECIPE, 0)
+    assert all(np.isfinite(list(row.values())).all() for row in done.history)
+    assert (-1 in seen) == (name == "invariant_spreading")
