@@ -12,7 +12,7 @@ from dmlstudy.errors import StudyError
 from dmlstudy.losses import margin
 from dmlstudy.methods import METHODS, Batch, Method, Task, deviations, find_method, hyperparameters
 from dmlstudy.methods.divide_and_conquer import WHOLE, DivideAndConquer
-from dmlstudy.miners import closest_negatives
+from dmlstudy.miners import nearest_negatives
 from dmlstudy.networks import build_network
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import settings
@@ -178,8 +178,8 @@ class PlainMargin(Method):
 
     def loss(self, batch):
         f = self.embed(batch.images)
-        pairs = closest_negatives(f, batch.labels)
-        return {"margin": margin(f, batch.labels, beta=1.2, alpha=0.2, pairs=pairs)}
+        value = margin(f, batch.labels, beta=1.2, alpha=0.2, pairs=nearest_negatives)
+        return {"margin": value}
 
 
 def test_one_cluster_is_the_plain_margin_loss_bit_for_bit(inputs):

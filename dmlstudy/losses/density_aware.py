@@ -4,10 +4,17 @@ import torch
 from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, squared_distance
+from dmlstudy.losses.rows import active, mean
+from dmlstudy.ranges import Count, NonNegative, NonNegativeCount, PositiveShare
 
 
 def density_centres(
-    embeddings: Tensor, labels: Tensor, *, classes: int, quantile: float, iterations: int
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    classes: Count,
+    quantile: PositiveShare,
+    iterations: NonNegativeCount,
 ) -> Tensor:
     """Class centres shifted towards the densest part of their class, [C, D].
 
@@ -37,7 +44,9 @@ def density_centres(
     return centres
 
 
-def dense_region(embeddings: Tensor, labels: Tensor, *, centres: Tensor, quantile: float) -> Tensor:
+def dense_region(
+    embeddings: Tensor, labels: Tensor, *, centres: Tensor, quantile: PositiveShare
+) -> Tensor:
     """Which images lie within r_c of their class' centre, boolean [N].
 
     r_c is the smallest radius that encloses the share `quantile` of the class: its ceil(q n_c)-th distance.
@@ -63,7 +72,7 @@ def _means(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def density_aware_triplet(
-    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin: float = 0.2
+    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin: NonNegative = 0.2
 ) -> Tensor:
     """DATL: nearer to the centre of its own class than to any image of another (after the abstract).
 
@@ -89,11 +98,12 @@ def density_aware_triplet(
     """
     pull = (embeddings - centres[labels]).square().sum(1, keepdim=True)
     _, negative = pair_masks(labels)
-    return _violated((pull - squared_distance(embeddings) + margin) * negative)
+    violations = (pull - squared_distance(embeddings) + margin) * negative
+    return mean(*active(violations.relu()))
 
 
 def density_aware_quadruplet(
-    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin2: float = 0.1
+    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin2: NonNegative = 0.1
 ) -> Tensor:
     """What DAQL adds to DATL: nearer to the own centre than two images of two other classes to each other.
 
@@ -126,9 +136,4 @@ def density_aware_quadruplet(
     apart = d2.gather(1, partner.T).T
     third = labels[partner]
     different = ~same & (third != labels[:, None]) & (third != labels)
-    return _violated((pull - apart + margin2) * different)
-
-
-def _violated(terms: Tensor) -> Tensor:
-    """Mean of the positive terms; 0 if there are none."""
-    return terms.relu().sum() / (terms > 0).sum().clamp_min(1)
+    return mean(*active(((pull - apart + margin2) * different).relu()))

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from dmlstudy.ranges import NonNegative, Positive, PositiveShare
 
-def instance_log_probabilities(embeddings: Tensor, *, tau: float = 0.1) -> Tensor:
+
+def instance_log_probabilities(embeddings: Tensor, *, tau: Positive = 0.1) -> Tensor:
     """log P_ik: how far the batch takes anchor i for instance k, [2B, 2B]; never for itself, so -inf on the diagonal.
 
         P_ik = exp(f_i . f_k / tau) / sum_{l != i} exp(f_i . f_l / tau)
@@ -21,7 +23,11 @@ def instance_log_probabilities(embeddings: Tensor, *, tau: float = 0.1) -> Tenso
 
 
 def invariant_spreading(
-    embeddings: Tensor, *, tau: float = 0.1, spreading: float = 1.0, least: float = 1e-7
+    embeddings: Tensor,
+    *,
+    tau: Positive = 0.1,
+    spreading: NonNegative = 1.0,
+    least: PositiveShare = 1e-7,
 ) -> Tensor:
     """An anchor is to be taken for its other view, and for nothing else. There are no labels.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dmlstudy.data import pk_batches
 from dmlstudy.errors import unknown
 from dmlstudy.geometry import pair_masks
-from dmlstudy.losses.damlrrm import minimum_spanning_trees, spanning_tree
+from dmlstudy.losses.damlrrm import minimum_spanning_trees, tree_pairs
 from dmlstudy.methods.base import Batch, EmbedAll, Method, Task
 from dmlstudy.networks import Network
 
@@ -106,7 +106,7 @@ class DAMLRRM(Method):
                 edges = minimum_spanning_trees(costs, y)
             case _:
                 edges, _ = pair_masks(y)
-        value = spanning_tree(f, y, margin=self.margin, scale=self.scale, edges=edges)
+        value = tree_pairs(f, y, margin=self.margin, scale=self.scale, edges=edges)
         return {"spanning tree": value}
 
 

@@ -16,7 +16,7 @@ from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.losses.margin import margin
 from dmlstudy.methods.base import Batch, EmbedAll, Method, Task
-from dmlstudy.miners import closest_negatives
+from dmlstudy.miners import nearest_negatives
 from dmlstudy.networks import Network
 
 WHOLE = -1  # tag of a batch that trains the whole embedding
@@ -103,8 +103,8 @@ class DivideAndConquer(Method):
         if batch.tag != WHOLE:
             z = z.chunk(self.clusters, dim=1)[batch.tag]
         f = F.normalize(z)
-        pairs = closest_negatives(f, batch.labels)
-        return {"margin": margin(f, batch.labels, beta=self.beta, alpha=self.alpha, pairs=pairs)}
+        value = margin(f, batch.labels, beta=self.beta, alpha=self.alpha, pairs=nearest_negatives)
+        return {"margin": value}
 
     def _recluster(self, embed_all: EmbedAll, rng: np.random.Generator) -> None:
         old = self.cluster_of.cpu().numpy()

@@ -12,7 +12,12 @@ from torch.func import functional_call
 
 from dmlstudy.errors import unknown
 from dmlstudy.geometry import pairwise_similarity
-from dmlstudy.losses.hdml import fading, npair_tuples, pair_indices, pull
+from dmlstudy.losses.hdml import (
+    exponential_weight,
+    interpolate_negatives,
+    npair_tuples,
+    pair_indices,
+)
 from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
 
@@ -104,7 +109,9 @@ class HDML(Method):
         if self.synthesis == "none":
             return {"npair": j_m}
         keep, weight = self.adaptive_weights()
-        pulled = pull(anchors[:, :, None], positives[:, :, None], real, keep)
+        pulled = interpolate_negatives(
+            anchors[:, :, None], positives[:, :, None], real, kept_share=keep
+        )
         synthetic = anchors, pulled
         if self.synthesis == "generated":
             again = self.network.head(_frozen(self.generator, torch.cat([z, pulled.flatten(0, 2)])))
@@ -129,7 +136,9 @@ class HDML(Method):
         if not complete:
             return 1.0, 1.0
         j_m, j_gen, *_ = zip(*self.trace[complete - self.block : complete], strict=True)
-        return fading(self.alpha, fmean(j_m)), fading(self.beta, fmean(j_gen))
+        return exponential_weight(self.alpha, fmean(j_m)), exponential_weight(
+            self.beta, fmean(j_gen)
+        )
 
     def similarity(self, queries: Tensor, gallery: Tensor) -> Tensor:
         return pairwise_similarity(F.normalize(queries), F.normalize(gallery))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from dmlstudy.losses.multi_similarity import multi_similarity
 from dmlstudy.methods.base import Batch, Method, Task
-from dmlstudy.miners import relative_similarity
+from dmlstudy.miners import multi_similarity_miner
 from dmlstudy.networks import Network
 
 
@@ -53,7 +55,7 @@ class MultiSimilarity(Method):
         f = self.embed(batch.images)
         pairs = None
         if self.epsilon is not None:
-            pairs = relative_similarity(f, batch.labels, epsilon=self.epsilon)
+            pairs = partial(multi_similarity_miner, epsilon=self.epsilon)
         value = multi_similarity(
             f, batch.labels, alpha=self.alpha, beta=self.beta, lam=self.lam, pairs=pairs
         )

@@ -9,17 +9,15 @@ from torch import Tensor, nn
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.geometry import squared_distance
 from dmlstudy.losses.product_quantisation import (
-    asymmetric_distances,
     bits_per_image,
     gini,
-    hard_codes,
     joint_central,
-    query_tables,
     shared_softmax,
     soft_and_hard,
 )
 from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
+from dmlstudy.product_codes import asymmetric_distances, hard_codes, query_tables
 
 RANKINGS = ("asymmetric", "symmetric", "float")
 SHARPNESS = 10.0  # of the first assignments; our choice

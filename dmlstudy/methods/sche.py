@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from dmlstudy.data import pk_batches
 from dmlstudy.errors import unknown
 from dmlstudy.geometry import pair_masks
-from dmlstudy.losses.sche import in_hard_classes, mined_triplet, one_at_random, signature_softmax
+from dmlstudy.losses.sche import in_hard_classes, signature_softmax
+from dmlstudy.losses.triplet import mined_triplet
 from dmlstudy.methods.base import Batch, EmbedAll, Method, Task
+from dmlstudy.miners import one_at_random
 from dmlstudy.networks import Network
 
 CLASSES = ("signatures", "random")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from dmlstudy.errors import unknown
-from dmlstudy.geometry import squared_distance
-from dmlstudy.losses.snr import snr_contrastive, snr_distance, snr_triplet, zero_mean
+from dmlstudy.geometry import snr_distance, squared_distance
+from dmlstudy.losses.rows import snr, squared
+from dmlstudy.losses.signal_to_noise import snr_contrastive, snr_triplet, zero_mean
 from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
 
-DISTANCES = {"snr": snr_distance, "euclidean": squared_distance}
+DISTANCES = {"snr": (snr_distance, snr), "euclidean": (squared_distance, squared)}
 FORMS = {"contrastive": snr_contrastive, "triplet": snr_triplet}
 
 
@@ -64,12 +65,14 @@ class SNR(Method):
             raise unknown("form", form, FORMS)
         if distance not in DISTANCES:
             raise unknown("distance", distance, DISTANCES)
-        self.form, self.distance = form, DISTANCES[distance]
+        self.form = form
+        self.distance, metric = DISTANCES[distance]
+        self.formula = FORMS[form].on(metric)
         self.margin, self.lam, self.unit = margin, lam, unit
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         h = self.embed(batch.images)
-        value = FORMS[self.form](h, batch.labels, margin=self.margin, distance=self.distance)
+        value = self.formula(h, batch.labels, margin=self.margin)
         return {self.form: value, "zero mean": self.lam * zero_mean(h)}
 
     def similarity(self, queries: Tensor, gallery: Tensor) -> Tensor:

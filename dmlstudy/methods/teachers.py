@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmlstudy.errors import StudyError, unknown
-from dmlstudy.losses.teachers import absolute_teacher, relative_teacher
+from dmlstudy.losses.teachers import absolute_distillation, relative_distillation
 from dmlstudy.losses.triplet import triplet_batch_hard
 from dmlstudy.methods.base import Batch, Method, Task
 from dmlstudy.networks import Network
@@ -73,5 +73,5 @@ class Teachers(Method):
         with torch.no_grad():
             target = self._teacher[0].embed(images)
         if self.distil == "absolute":
-            return absolute_teacher(f, target)
-        return relative_teacher(f, target) / len(f)
+            return absolute_distillation(f, target)
+        return relative_distillation(f, target) / len(f)
