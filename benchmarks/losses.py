@@ -1,4 +1,4 @@
-"""Losses, forward and backward: ours, our plain formula, pytorch-metric-learning, and the bare matrix products."""
+"""Losses, forward and backward: ours, ours in one block, pytorch-metric-learning, and the bare matrix products."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from torch import Tensor
 
 from benchmarks.measure import medians, peak_bytes
 from dmlstudy import losses, miners
-from dmlstudy.geometry import squared_distance
-from dmlstudy.losses import pairwise
-from dmlstudy.losses.fastap import fastap
-from dmlstudy.losses.npair import npair
-from dmlstudy.losses.snr import snr_contrastive, snr_triplet
+from dmlstudy.losses import rows
 
 THREADS = 2
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -33,14 +29,6 @@ class Case:
     peer: Callable[[], Loss]  # built when asked for: the peer is a development dependency
     goal: float | None = None  # times the floor, at B 1024 and D 512
     peer_up_to: int = 4096  # largest batch at which the peer's memory stays below some 8 GB
-
-
-def mined_multi_similarity(x: Tensor, y: Tensor) -> Tensor:
-    return losses.multi_similarity(x, y, pairs=miners.relative_similarity(x, y))
-
-
-def mined_margin(x: Tensor, y: Tensor) -> Tensor:
-    return losses.margin(x, y, pairs=miners.closest_negatives(x, y))
 
 
 def _peer_mined_multi_similarity() -> Loss:
@@ -127,29 +115,40 @@ def _peer_npair() -> Loss:
 
 
 CASES = {
-    "multi-similarity + miner": Case(mined_multi_similarity, _peer_mined_multi_similarity, 2.0),
+    "multi-similarity + miner": Case(
+        partial(losses.multi_similarity, pairs=miners.multi_similarity_miner),
+        _peer_mined_multi_similarity,
+        2.0,
+    ),
     "multi-similarity": Case(losses.multi_similarity, _peer_multi_similarity),
     "batch hard": Case(losses.triplet_batch_hard, _peer_batch_hard, 1.6),
     "ranked list": Case(losses.ranked_list, _peer_ranked_list, 3.0),
-    "FastAP": Case(fastap, _peer_fastap, 5.0, peer_up_to=2048),
+    "FastAP": Case(losses.fastap, _peer_fastap, 5.0, peer_up_to=2048),
     "margin": Case(losses.margin, _peer_margin, 4.0, peer_up_to=512),
-    "margin + miner": Case(mined_margin, _peer_mined_margin, 4.0, peer_up_to=512),
-    "SNR contrastive": Case(
-        snr_contrastive, partial(_peer_contrastive, "SNRDistance"), 4.0, peer_up_to=512
+    "margin + miner": Case(
+        partial(losses.margin, pairs=miners.nearest_negatives),
+        _peer_mined_margin,
+        4.0,
+        peer_up_to=512,
     ),
-    "SNR triplet": Case(snr_triplet, partial(_peer_triplet, "SNRDistance"), 4.0, peer_up_to=512),
+    "SNR contrastive": Case(
+        losses.snr_contrastive, partial(_peer_contrastive, "SNRDistance"), 4.0, peer_up_to=512
+    ),
+    "SNR triplet": Case(
+        losses.snr_triplet, partial(_peer_triplet, "SNRDistance"), 4.0, peer_up_to=512
+    ),
     "contrastive": Case(
-        partial(snr_contrastive, distance=squared_distance),
+        losses.snr_contrastive.on(losses.squared),
         partial(_peer_contrastive, "LpDistance", power=2),
         2.0,
     ),
     "all triplets": Case(
-        partial(snr_triplet, distance=squared_distance),
+        losses.triplet_all.on(losses.squared),
         partial(_peer_triplet, "LpDistance", power=2),
         2.5,
         peer_up_to=1024,
     ),
-    "N-pair": Case(npair, _peer_npair),
+    "N-pair": Case(losses.npair, _peer_npair),
 }
 
 # Stanford Online Products has 11,318 training classes.
@@ -169,8 +168,8 @@ def table() -> pd.DataFrame:
     memory of ours and of the peer in N x N matrices.
     """
     torch.set_num_threads(THREADS)
-    rows = [{**_timed(name, 1024, 512), **_peaks(name)} for name in CASES]
-    return pd.DataFrame([*rows, _timed(PROXIES, 256, 512)])
+    found = [{**_timed(name, 1024, 512), **_peaks(name)} for name in CASES]
+    return pd.DataFrame([*found, _timed(PROXIES, 256, 512)])
 
 
 def small_batches() -> pd.DataFrame:
@@ -179,7 +178,7 @@ def small_batches() -> pd.DataFrame:
     Columns: loss, B, D, milliseconds of ours and peer, and ours / peer.
     """
     torch.set_num_threads(THREADS)
-    rows = []
+    found = []
     for batch in (64, 256, 512, 1024):
         for dim in (128, 512):
             for name in (*CASES, PROXIES):
@@ -187,22 +186,22 @@ def small_batches() -> pd.DataFrame:
                 seconds = medians(contenders, rounds=51, budget=1)
                 ms = {who: 1e3 * value for who, value in seconds.items()}
                 ratio = ms["ours"] / ms["peer"]
-                rows.append({"loss": name, "B": batch, "D": dim, **ms, "ours / peer": ratio})
-    return pd.DataFrame(rows)
+                found.append({"loss": name, "B": batch, "D": dim, **ms, "ours / peer": ratio})
+    return pd.DataFrame(found)
 
 
 def growth() -> pd.DataFrame:
     """Seconds of a step from B 64 to 4096 at D 512, long form: loss, B, contender, seconds."""
     torch.set_num_threads(THREADS)
-    rows = []
+    found = []
     for name, case in CASES.items():
         for batch in (64, 128, 256, 512, 1024, 2048, 4096):
             # A step of the peer on 1024 anchors takes up to 20 seconds; what it would at 4096, nobody waits for.
             peer = ("peer",) if batch <= min(case.peer_up_to, 2048) else ()
             contenders = _contenders(name, batch, 512, None, ("ours", "plain", *peer, "floor"))
             for who, seconds in medians(contenders, rounds=5, budget=2).items():
-                rows.append({"loss": name, "B": batch, "contender": who, "seconds": seconds})
-    return pd.DataFrame(rows)
+                found.append({"loss": name, "B": batch, "contender": who, "seconds": seconds})
+    return pd.DataFrame(found)
 
 
 def _timed(name: str, batch: int, dim: int) -> dict[str, object]:
@@ -227,7 +226,7 @@ def _peaks(name: str) -> dict[str, float]:
 def _prepare(name: str, who: str, batch: int, dim: int) -> Step:
     """A step in a fresh process, after a small one that loads what loads once (threads, kernels, autograd)."""
     torch.set_num_threads(THREADS)
-    for step in _contenders(name, pairwise.LARGE_BATCH, dim, None, (who,)).values():
+    for step in _contenders(name, rows.ROWS + 1, dim, None, (who,)).values():
         step()
     return _contenders(name, batch, dim, None, (who,))[who]
 
@@ -268,14 +267,14 @@ def _step(loss: Callable[[], Tensor], *leaves: Tensor) -> Step:
 
 
 def _plainly(step: Step) -> Step:
-    """The step by autograd through the plain formula."""
+    """The step in one block: autograd through the whole formula."""
 
     def run() -> None:
-        large, pairwise.LARGE_BATCH = pairwise.LARGE_BATCH, 2**62
+        several, rows.ROWS = rows.ROWS, 2**62
         try:
             step()
         finally:
-            pairwise.LARGE_BATCH = large
+            rows.ROWS = several
 
     return run
 

@@ -1,12 +1,10 @@
 """Pairwise similarities and distances, same-class masks and safe roots: the ground under losses and miners."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-# Rows at a time, where an operation needs several more matrices of its operand's size.
-ROWS = 128
+# Smallest variance of an anchor's coordinates that is divided by: a constant embedding carries no signal.
+LEAST_VARIANCE = 1e-6
 
 
 def pairwise_similarity(x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -57,29 +55,57 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
     return safe_sqrt(squared_distance(x, y))
 
 
-def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
+def centred(x: Tensor) -> Tensor:
+    """Each row less the mean of its coordinates, [N, D]."""
+    return x - x.mean(1, keepdim=True)
+
+
+def over_signal(noise: Tensor, anchors: Tensor) -> Tensor:
+    """Squared distances of centred vectors, [N, M], over the squared lengths of the centred anchors, [N, D]."""
+    signal = anchors.square().sum(1, keepdim=True)
+    return noise / signal.clamp_min(LEAST_VARIANCE * anchors.shape[1])
+
+
+def snr_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Noise over signal, 1 / SNR, of every pair with rows of x as anchors, [N, M]; not symmetric.
+
+    Yuan, Deng, Tang, Tang, Chen, "Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning",
+    CVPR 2019, with var over the D coordinates of one vector:
+
+        d(x_i, y_j) = var(y_j - x_i) / var(x_i)
+
+    One matrix product: a variance is the mean square of the centred vector, and centring is linear. Adding a
+    constant to all coordinates changes nothing, nor does scaling x and y alike; for unit vectors with zero mean
+    it is the squared Euclidean distance.
+
+    Args:
+        x: anchors, [N, D], raw: lengths count.
+        y: [M, D]; x itself when left out.
+
+    >>> h = torch.tensor([[1., -1, 1, -1], [2, -2, 0, 0], [3, 1, -1, -3]])
+    >>> snr_distance(h)
+    tensor([[0.0000, 1.0000, 4.0000],
+            [0.5000, 0.0000, 2.5000],
+            [0.8000, 1.0000, 0.0000]])
+    """
+    x = centred(x)
+    return over_signal(squared_distance(x, None if y is None else centred(y)), x)
+
+
+def pair_masks(labels: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
     """Which pairs of a batch are positives and which negatives, two boolean [B, B].
 
     A sample is never its own positive: self pairs are left out by index, not by value.
+
+    Args:
+        labels: [B].
+        rows: anchors, all of them when left out; the masks have only their rows.
 
     >>> positive, negative = pair_masks(torch.tensor([0, 0, 1]))
     >>> positive.int().tolist(), negative.int().tolist()
     ([[0, 1, 0], [1, 0, 0], [0, 0, 0]], [[0, 0, 1], [0, 0, 1], [1, 1, 0]])
     """
-    same = labels[:, None] == labels[None, :]
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    return same & ~itself, ~same
-
-
-def count(mask: Tensor) -> Tensor:
-    """True entries of each row, [N]; by blocks, because `sum` makes an int64 copy of a mask, eight times its size."""
-    found = torch.empty(len(mask), dtype=torch.long, device=mask.device)
-    # Into one tensor: results of their own between the copies would fragment the heap.
-    for rows, into in row_blocks(mask, found):
-        torch.sum(rows, 1, out=into)
-    return found
-
-
-def row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of as many rows, `ROWS` rows of each at a time."""
-    return zip(*(tensor.split(ROWS) for tensor in tensors), strict=True)
+    same = labels[rows, None] == labels
+    negative = ~same
+    same.diagonal(rows.start or 0).fill_(False)
+    return same, negative

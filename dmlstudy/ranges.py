@@ -13,4 +13,4 @@ Share = Annotated[float, Ge(0), Le(1)]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
 Momentum = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Ge(1)]
-Codewords = Annotated[int, Ge(2), Le(256)]  # one byte per number
+NonNegativeCount = Annotated[int, Ge(0)]

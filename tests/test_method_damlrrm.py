@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError
 from dmlstudy.geometry import pair_masks, pairwise_distance
-from dmlstudy.losses.damlrrm import minimum_spanning_trees, spanning_tree
+from dmlstudy.losses.damlrrm import minimum_spanning_trees, tree_pairs
 from dmlstudy.methods.base import Batch, Task
 from dmlstudy.methods.damlrrm import DAMLRRM, two_streams
 from dmlstudy.networks import build_network
@@ -108,7 +108,7 @@ def test_loss_equals_the_loop(seed, margin, scale):
     tree = minimum_spanning_trees(pairwise_distance(x.detach()), y)
     everything, _ = pair_masks(y)
     for given, edges in ((None, tree), (tree, tree), (everything, everything)):
-        ours = spanning_tree(x, y, margin=margin, scale=scale, edges=given)
+        ours = tree_pairs(x, y, margin=margin, scale=scale, edges=given)
         other = naive(x, y, margin, scale, edges)
         torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-9)
         a, b = (torch.autograd.grad(v, x, retain_graph=True)[0] for v in (ours, other))
@@ -122,7 +122,7 @@ def test_the_pair_that_is_no_edge_passes_no_gradient():
     def pull_on_first(last, edges):
         x = torch.tensor([[0.0, 0], [1, 0], [last, 0], [0, 9]]).double().requires_grad_()
         edges = pair_masks(y)[0] if edges == "all" else None
-        return torch.autograd.grad(spanning_tree(x, y, edges=edges), x)[0][0]
+        return torch.autograd.grad(tree_pairs(x, y, scale=1.0, edges=edges), x)[0][0]
 
     assert pull_on_first(3, "tree").any()
     assert torch.equal(pull_on_first(3, "tree"), pull_on_first(3.5, "tree"))
@@ -131,7 +131,7 @@ def test_the_pair_that_is_no_edge_passes_no_gradient():
 
 def test_of_two_images_per_class_the_tree_is_all_pairs():
     x, y = batch(0, torch.arange(5).repeat_interleave(2))
-    assert spanning_tree(x, y) == spanning_tree(x, y, edges=pair_masks(y)[0])
+    assert tree_pairs(x, y) == tree_pairs(x, y, edges=pair_masks(y)[0])
 
 
 @pytest.mark.parametrize("labels", [[2], [2, 2], [0, 2], [2, 2, 2], [0, 1, 2]], ids=str)
@@ -139,13 +139,13 @@ def test_of_two_images_per_class_the_tree_is_all_pairs():
 def test_degenerate_batches_are_zero(labels, same):
     x, y = batch(0, torch.tensor(labels))
     x = (x[:1].expand_as(x) if same else x).detach().clone().requires_grad_()
-    value = spanning_tree(x, y)
+    value = tree_pairs(x, y)
     assert value == 0 and not torch.autograd.grad(value, x)[0].any()
 
 
 def test_a_collapsed_batch_is_finite():
     x = torch.ones(8, 3, requires_grad=True)
-    value = spanning_tree(x, torch.arange(8) // 4, margin=0.0)
+    value = tree_pairs(x, torch.arange(8) // 4, margin=0.0, scale=1.0)
     assert value.item() == pytest.approx(np.log(5))
     assert torch.autograd.grad(value, x)[0].isfinite().all()
 
@@ -229,14 +229,14 @@ def test_controls_change_the_edges_only(inputs):
     f, y = tree.embed(given.images), given.labels
     positive, _ = pair_masks(y)
     values = [m.loss(given)["spanning tree"] for m in (tree, one, everything)]
-    assert values[0] == values[1] == spanning_tree(f, y, scale=tree.scale)
-    assert values[2] == spanning_tree(f, y, scale=tree.scale, edges=positive)
+    assert values[0] == values[1] == tree_pairs(f, y, scale=tree.scale)
+    assert values[2] == tree_pairs(f, y, scale=tree.scale, edges=positive)
     torch.manual_seed(3)
     edges = minimum_spanning_trees(torch.rand(48, 48), y)
     assert_trees(edges, y)
     torch.manual_seed(3)
     first, second = (random.loss(given)["spanning tree"] for _ in range(2))
-    assert first == spanning_tree(f, y, scale=tree.scale, edges=edges) and first != second
+    assert first == tree_pairs(f, y, scale=tree.scale, edges=edges) and first != second
     assert values[0] < min(first, second)  # of all trees, the minimum has the shortest edges
 
 

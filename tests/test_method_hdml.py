@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from dmlstudy.errors import StudyError
-from dmlstudy.losses.hdml import fading, npair_tuples, pair_indices, pull
+from dmlstudy.losses.hdml import (
+    exponential_weight,
+    interpolate_negatives,
+    npair_tuples,
+    pair_indices,
+)
 from dmlstudy.losses.npair import npair
 from dmlstudy.methods.base import Batch, Task
 from dmlstudy.methods.hdml import HDML
@@ -35,21 +40,27 @@ def agree(ours, other, x):
 def test_pulls_of_the_card():
     z, near, far = (torch.tensor([x, 0.0], dtype=torch.float64) for x in (0, 1, 3))
     for j_avg in (0.1, 1.0, 90.0):  # alpha = J_avg
-        found = pull(z, near, far, fading(j_avg, j_avg)).tolist()
+        found = interpolate_negatives(
+            z, near, far, kept_share=exponential_weight(j_avg, j_avg)
+        ).tolist()
         assert found == pytest.approx([1.735759, 0], abs=1e-6)
-    torch.testing.assert_close(pull(z, near, far, fading(1e-9, 1.0)), far)
-    torch.testing.assert_close(pull(z, near, far, fading(1e9, 1.0)), near)
+    torch.testing.assert_close(
+        interpolate_negatives(z, near, far, kept_share=exponential_weight(1e-9, 1.0)), far
+    )
+    torch.testing.assert_close(
+        interpolate_negatives(z, near, far, kept_share=exponential_weight(1e9, 1.0)), near
+    )
     for keep in (0.0, 0.5, 1.0):  # d- <= d+
-        assert torch.equal(pull(z, far, near, keep), near)
-        assert torch.equal(pull(z, near, near, keep), near)
+        assert torch.equal(interpolate_negatives(z, far, near, kept_share=keep), near)
+        assert torch.equal(interpolate_negatives(z, near, near, kept_share=keep), near)
 
 
 def test_weights_of_the_card():
     for mean in (1e-3, 1.0, 1e6):
-        weight = fading(mean, mean)
+        weight = exponential_weight(mean, mean)
         assert (weight, 1 - weight) == pytest.approx((0.367879, 0.632121), abs=1e-6)
-    assert fading(0.3, 0.0) == 0 and fading(0.0, 0.0) == 1
-    assert math.isnan(fading(0.3, math.nan))  # never silently replaced
+    assert exponential_weight(0.3, 0.0) == 0 and exponential_weight(0.0, 0.0) == 1
+    assert math.isnan(exponential_weight(0.3, math.nan))  # never silently replaced
 
 
 def loop_pull(z, positive, negative, keep):
@@ -65,7 +76,7 @@ def loop_pull(z, positive, negative, keep):
 def test_pull_equals_the_loop_in_value_and_gradient(seed, keep):
     z = normal(seed, 2, 5, 4)
     a, p = z
-    ours = pull(a[:, None], p[:, None], p[None], keep)
+    ours = interpolate_negatives(a[:, None], p[:, None], p[None], kept_share=keep)
     loop = torch.stack(
         [torch.stack([loop_pull(a[i], p[i], p[j], keep) for j in range(5)]) for i in range(5)]
     )
@@ -79,7 +90,7 @@ def test_coinciding_points_have_a_finite_gradient():
     z = torch.tensor([[1.0, 2.0]] * 3).requires_grad_()
     for keep in (0.0, 0.5):
         for positive, negative in ((z[1], z[2]), (z[1], z[0] + 1), (z[0] + 1, z[2])):
-            moved = pull(z[0], positive, negative, keep)
+            moved = interpolate_negatives(z[0], positive, negative, kept_share=keep)
             (gradient,) = torch.autograd.grad(moved.sum(), z)
             assert moved.isfinite().all() and gradient.isfinite().all()
 

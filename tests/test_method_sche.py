@@ -10,15 +10,11 @@ import torch.nn.functional as F
 from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError
 from dmlstudy.geometry import pair_masks
-from dmlstudy.losses.sche import (
-    in_hard_classes,
-    mined_triplet,
-    nonzero_mean,
-    one_at_random,
-    signature_softmax,
-)
+from dmlstudy.losses.sche import in_hard_classes, signature_softmax
+from dmlstudy.losses.triplet import mined_triplet
 from dmlstudy.methods.base import Batch, Task
 from dmlstudy.methods.sche import SCHE, confusable_batches, confusable_classes
+from dmlstudy.miners import one_at_random
 from dmlstudy.networks import build_network
 from dmlstudy.training import Recipe, train
 
@@ -99,11 +95,6 @@ def test_all_classes_by_their_means_is_global_batch_hard(seed, margin):
     squared = distances.LpDistance(normalize_embeddings=False, power=2)
     triplets = miners.BatchHardMiner(distance=squared)(x, y)
     agree(ours, losses.TripletMarginLoss(margin, distance=squared)(x, y, triplets), x)
-
-
-def test_the_mean_is_over_positive_terms():
-    assert nonzero_mean(torch.tensor([0, 0, 0.6])).item() == pytest.approx(0.6)
-    assert nonzero_mean(torch.zeros(3)) == 0
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from dmlstudy.errors import StudyError
-from dmlstudy.geometry import squared_distance
-from dmlstudy.losses.snr import snr_contrastive, snr_distance, snr_triplet, zero_mean
+from dmlstudy.geometry import snr_distance, squared_distance
+from dmlstudy.losses import snr, snr_contrastive, snr_triplet, squared, zero_mean
 from dmlstudy.methods.base import Batch, Task
 from dmlstudy.methods.snr import SNR
 from dmlstudy.networks import build_network
@@ -130,14 +130,14 @@ def test_equals_pytorch_metric_learning(form, seed, euclidean):
     x, y = batch(seed)
     loss, margin = LOSSES[form]
     if euclidean:
-        own, other = squared_distance, distances.LpDistance(power=2, normalize_embeddings=False)
+        metric, other = squared, distances.LpDistance(power=2, normalize_embeddings=False)
     else:
-        own, other = snr_distance, distances.SNRDistance(normalize_embeddings=False)
+        metric, other = snr, distances.SNRDistance(normalize_embeddings=False)
     if form == "contrastive":
         oracle = theirs.ContrastiveLoss(0, margin, distance=other)
     else:
         oracle = theirs.TripletMarginLoss(margin, distance=other)
-    agree(loss(x, y, margin=margin, distance=own), oracle(x, y), x)
+    agree(loss.on(metric)(x, y, margin=margin), oracle(x, y), x)
 
 
 def test_zero_mean_equals_pytorch_metric_learning():
@@ -211,7 +211,7 @@ def test_the_twin_differs_in_the_distance_alone(inputs):
         z = twin.network(batch.images)
         z = F.normalize(z) if unit else z
         terms = twin.loss(batch)
-        assert terms["contrastive"] == snr_contrastive(z, y, distance=squared_distance)
+        assert terms["contrastive"] == snr_contrastive.on(squared)(z, y)
         assert terms["zero mean"] == 0.005 * zero_mean(z)
         assert torch.equal(twin.similarity(z, z[:9]), -squared_distance(z, z[:9]))
     default, twin = build(), build(distance="euclidean")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dmlstudy.errors import StudyError
-from dmlstudy.losses.teachers import absolute_teacher, relative_teacher
+from dmlstudy.losses.teachers import absolute_distillation, relative_distillation
 from dmlstudy.losses.triplet import triplet_batch_hard
 from dmlstudy.methods import METHODS, Batch, Task
 from dmlstudy.networks import build_network
@@ -58,7 +58,7 @@ def test_relative_is_a_loop_over_pairs_in_value_and_gradient(d_teacher):
     )
     expected, gradient = squares.sqrt(), None
     (gradient,) = torch.autograd.grad(expected, student)
-    found = relative_teacher(student, teacher)
+    found = relative_distillation(student, teacher)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, student)[0], gradient)
 
@@ -66,7 +66,7 @@ def test_relative_is_a_loop_over_pairs_in_value_and_gradient(d_teacher):
 def test_absolute_is_a_loop_over_images_in_value_and_gradient():
     student, teacher = unit(7, 5, 0).requires_grad_(), unit(7, 5, 1)
     expected = sum((student[i] - teacher[i]).square().sum().sqrt() for i in range(7)) / 7
-    found = absolute_teacher(student, teacher)
+    found = absolute_distillation(student, teacher)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(
         torch.autograd.grad(found, student)[0], torch.autograd.grad(expected, student)[0]
@@ -76,11 +76,11 @@ def test_absolute_is_a_loop_over_images_in_value_and_gradient():
 def test_only_relative_ignores_a_rotated_teacher():
     student = unit(7, 5, 0)
     turned = student @ rotation(5)
-    assert relative_teacher(student, turned) < 1e-7
-    assert absolute_teacher(student, turned) > 0.1
+    assert relative_distillation(student, turned) < 1e-7
+    assert absolute_distillation(student, turned) > 0.1
 
 
-@pytest.mark.parametrize("loss", [absolute_teacher, relative_teacher])
+@pytest.mark.parametrize("loss", [absolute_distillation, relative_distillation])
 def test_a_perfect_student_feels_nothing(loss):
     student = unit(7, 5, 0).requires_grad_()
     value = loss(student, student.detach().clone())
@@ -112,8 +112,8 @@ def test_without_distillation_it_is_the_teachers_own_loss():
 
 def test_the_weight_does_not_depend_on_the_batch():
     student, teacher = unit(8, 5, 0), unit(8, 5, 1)
-    once = relative_teacher(student, teacher) / 8
-    twice = relative_teacher(student.repeat(2, 1), teacher.repeat(2, 1)) / 16
+    once = relative_distillation(student, teacher) / 8
+    twice = relative_distillation(student.repeat(2, 1), teacher.repeat(2, 1)) / 16
     torch.testing.assert_close(once, twice)
 
 

@@ -5,14 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, pairwise_distance
+from dmlstudy.ranges import NonNegative, Positive
 
 
-def spanning_tree(
+def tree_pairs(
     embeddings: Tensor,
     labels: Tensor,
     *,
-    margin: float = 0.2,
-    scale: float = 20.0,
+    margin: NonNegative = 0.2,
+    scale: Positive = 20.0,
     edges: Tensor | None = None,
 ) -> Tensor:
     """Each class is held together along its minimum spanning tree, so it must be connected but not compact.
@@ -37,7 +38,7 @@ def spanning_tree(
 
     >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])
     >>> easy, hard = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
-    >>> [round(float(spanning_tree(x, y, margin=0.0)), 6) for y in (easy, hard)]
+    >>> [round(float(tree_pairs(x, y, margin=0.0, scale=1.0)), 6) for y in (easy, hard)]
     [0.686474, 1.468232]
     """
     d = pairwise_distance(embeddings)

@@ -4,14 +4,21 @@ import torch
 from torch import Tensor
 
 from dmlstudy.geometry import pair_masks, squared_distance
+from dmlstudy.losses.rows import active, mean
+from dmlstudy.ranges import Count, NonNegative, NonNegativeCount, PositiveShare
 
 
 def density_centres(
-    embeddings: Tensor, labels: Tensor, *, classes: int, quantile: float = 0.75, iterations: int = 5
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    classes: Count,
+    quantile: PositiveShare = 0.75,
+    iterations: NonNegativeCount = 5,
 ) -> Tensor:
     """Class centres shifted towards the densest part of their class, [C, D].
 
-    After the abstract of Ghosh, Singh, Vatsa, "On Learning Density Aware Embeddings", CVPR 2019. It starts at the
+    Ghosh, Singh, Vatsa, "On Learning Density Aware Embeddings", CVPR 2019, after the abstract. It starts at the
     class mean; each iteration encloses the nearest part of the class (`dense_region`) and moves to its mean:
 
         mu_c <- mean of the f_i of class c with |f_i - mu_c| <= r_c
@@ -37,10 +44,18 @@ def density_centres(
     return centres
 
 
-def dense_region(embeddings: Tensor, labels: Tensor, *, centres: Tensor, quantile: float = 0.75) -> Tensor:
+def dense_region(
+    embeddings: Tensor, labels: Tensor, *, centres: Tensor, quantile: PositiveShare = 0.75
+) -> Tensor:
     """Which images lie within r_c of their class' centre, boolean [N].
 
     r_c is the smallest radius that encloses the share `quantile` of the class: its ceil(q n_c)-th distance.
+
+    Args:
+        embeddings: f, [N, D].
+        labels: y, [N], in 0..C-1.
+        centres: mu, [C, D].
+        quantile: q, share of a class that its region keeps; 1 keeps all, so that the centre stays the mean.
 
     >>> f, y = torch.tensor([[0.], [.1], [.2], [5.]]), torch.zeros(4, dtype=torch.int64)
     >>> dense_region(f, y, centres=torch.tensor([[1.325]]), quantile=.75).tolist()
@@ -63,7 +78,7 @@ def _means(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def density_aware_triplet(
-    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin: float = 0.2
+    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin: NonNegative = 0.2
 ) -> Tensor:
     """DATL: nearer to the centre of its own class than to any image of another (after the abstract).
 
@@ -89,11 +104,12 @@ def density_aware_triplet(
     """
     pull = (embeddings - centres[labels]).square().sum(1, keepdim=True)
     _, negative = pair_masks(labels)
-    return _violated((pull - squared_distance(embeddings) + margin) * negative)
+    violations = (pull - squared_distance(embeddings) + margin) * negative
+    return mean(*active(violations.relu()))
 
 
 def density_aware_quadruplet(
-    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin2: float = 0.1
+    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin2: NonNegative = 0.1
 ) -> Tensor:
     """What DAQL adds to DATL: nearer to the own centre than two images of two other classes to each other.
 
@@ -126,9 +142,4 @@ def density_aware_quadruplet(
     apart = d2.gather(1, partner.T).T
     third = labels[partner]
     different = ~same & (third != labels[:, None]) & (third != labels)
-    return _violated((pull - apart + margin2) * different)
-
-
-def _violated(terms: Tensor) -> Tensor:
-    """Mean of the positive terms; 0 if there are none."""
-    return terms.relu().sum() / (terms > 0).sum().clamp_min(1)
+    return mean(*active(((pull - apart + margin2) * different).relu()))

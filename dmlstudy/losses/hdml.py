@@ -1,4 +1,4 @@
-"""HDML's pure parts: negatives pulled towards their anchor, N-pair on given tuples, adaptive weights."""
+"""HDML's pure parts: negatives moved towards their anchor, N-pair on given tuples, adaptive weights."""
 
 import math
 
@@ -7,38 +7,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.geometry import safe_sqrt
+from dmlstudy.ranges import NonNegative, Share
 
 
-def pull(anchors: Tensor, positives: Tensor, negatives: Tensor, keep: float) -> Tensor:
+def interpolate_negatives(
+    anchors: Tensor, positives: Tensor, negatives: Tensor, *, kept_share: Share
+) -> Tensor:
     """Negatives moved towards the anchor, on the line between them, never nearer than the positive.
 
     Zheng, Chen, Lu, Zhou, "Hardness-Aware Deep Metric Learning", CVPR 2019:
 
-        z^- = z + (d+ + (d- - d+) keep) / d- (z- - z)   where d- > d+, else z-,   keep = e^(-alpha / J_avg)
+        z^- = z + (d+ + (d- - d+) kept) / d- (z- - z)   where d- > d+, else z-,   kept = e^(-alpha / J_avg)
 
     with Euclidean d+ = |z - z+|, d- = |z - z-|. Gradients pass through the distances, too, as in the authors' code.
 
     Args:
         anchors, positives, negatives: z, z+, z-, [..., D] with leading sizes that broadcast; raw embeddings.
-        keep: share of the lead d- - d+ that is kept; 1 moves nothing, 0 leaves the negative as near as the positive.
+        kept_share: of the lead d- - d+; 1 moves nothing, 0 leaves the negative as near as the positive.
 
     Returns:
         [..., D]; coinciding points stay where they are.
 
     >>> z, near, far = torch.tensor([0., 0.]), torch.tensor([1., 0.]), torch.tensor([3., 0.])
-    >>> pull(z, near, far, keep=fading(2.5, 2.5))
+    >>> interpolate_negatives(z, near, far, kept_share=exponential_weight(2.5, 2.5))
     tensor([1.7358, 0.0000])
-    >>> pull(z, far, near, keep=0.)
+    >>> interpolate_negatives(z, far, near, kept_share=0.)
     tensor([1., 0.])
     """
     d_positive = safe_sqrt((positives - anchors).square().sum(-1, keepdim=True))
     d_negative = safe_sqrt((negatives - anchors).square().sum(-1, keepdim=True))
     farther = d_negative > d_positive
-    scale = (d_positive + (d_negative - d_positive) * keep) / torch.where(farther, d_negative, 1)
+    scale = (d_positive + (d_negative - d_positive) * kept_share) / torch.where(
+        farther, d_negative, 1
+    )
     return torch.where(farther, anchors + scale * (negatives - anchors), negatives)
 
 
-def npair_tuples(anchors: Tensor, candidates: Tensor, *, l2: float = 0.0) -> Tensor:
+def npair_tuples(anchors: Tensor, candidates: Tensor, *, l2: NonNegative = 0.0) -> Tensor:
     """N-pair loss in which every anchor has negatives of its own; `npair` is the case in which they are shared.
 
         L = mean_i [ -log softmax_j(z_i . c_ij) at j = i ] + l2 / 4 (mean_i |z_i|^2 + mean_ij |c_ij|^2)
@@ -62,11 +67,11 @@ def npair_tuples(anchors: Tensor, candidates: Tensor, *, l2: float = 0.0) -> Ten
     return softmax + l2 / 4 * lengths
 
 
-def fading(rate: float, mean: float) -> float:
+def exponential_weight(rate: NonNegative, mean: NonNegative) -> float:
     """e^(-rate / mean), which falls from 1 to 0 as the running mean of a loss does; 1 while that is infinite.
 
-    >>> weight = fading(0.5, 0.5)
-    >>> round(weight, 6), round(1 - weight, 6), fading(0.5, math.inf), fading(0.5, 0.)
+    >>> weight = exponential_weight(0.5, 0.5)
+    >>> round(weight, 6), round(1 - weight, 6), exponential_weight(0.5, math.inf), exponential_weight(0.5, 0.)
     (0.367879, 0.632121, 1.0, 0.0)
     """
     return math.exp(-rate / max(mean, 1e-30))

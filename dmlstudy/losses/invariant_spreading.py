@@ -3,8 +3,12 @@
 import torch
 from torch import Tensor
 
+from dmlstudy.ranges import NonNegative, Positive
 
-def instance_log_probabilities(embeddings: Tensor, *, tau: float = 0.1) -> Tensor:
+FLOOR = 1e-7  # of 1 - P, below which no gradient passes; our choice
+
+
+def instance_log_probabilities(embeddings: Tensor, *, tau: Positive = 0.1) -> Tensor:
     """log P_ik: how far the batch takes anchor i for instance k, [2B, 2B]; never for itself, so -inf on the diagonal.
 
         P_ik = exp(f_i . f_k / tau) / sum_{l != i} exp(f_i . f_l / tau)
@@ -21,7 +25,10 @@ def instance_log_probabilities(embeddings: Tensor, *, tau: float = 0.1) -> Tenso
 
 
 def invariant_spreading(
-    embeddings: Tensor, *, tau: float = 0.1, spreading: float = 1.0, least: float = 1e-7
+    embeddings: Tensor,
+    *,
+    tau: Positive = 0.1,
+    spreading: NonNegative = 1.0,
 ) -> Tensor:
     """An anchor is to be taken for its other view, and for nothing else. There are no labels.
 
@@ -37,7 +44,6 @@ def invariant_spreading(
         embeddings: f, [2B, D], expects unit rows; first one view of B different images, then the other.
         tau: temperature.
         spreading: weight of the second sum.
-        least: floor of 1 - P, below which no gradient passes.
 
     Returns:
         Scalar; 0 for a single image.
@@ -52,5 +58,5 @@ def invariant_spreading(
     other = torch.ones_like(log_p, dtype=torch.bool)
     other[anchor, anchor] = other[anchor, partner] = False
     invariant = log_p[anchor, partner].sum()
-    log_not = (-torch.expm1(log_p)).clamp_min(least).log()  # log(1 - P)
+    log_not = (-torch.expm1(log_p)).clamp_min(FLOOR).log()  # log(1 - P)
     return -(invariant + spreading * log_not.masked_fill(~other, 0).sum()) / len(log_p)

@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlstudy.ranges import NonNegative
 
-def npair(embeddings: Tensor, labels: Tensor, *, l2: float = 0.0) -> Tensor:
+
+def npair(embeddings: Tensor, labels: Tensor, *, l2: NonNegative = 0.0) -> Tensor:
     """Cross-entropy of each anchor's positive among the positives of the batch.
 
     Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016:

@@ -1,23 +1,23 @@
 """Ranked list loss."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from dmlstudy.geometry import ROWS, count, pair_masks, pairwise_distance
-from dmlstudy.losses.pairwise import is_large, of_distances
+from dmlstudy.losses.rows import distance, pair_loss
+from dmlstudy.ranges import NonNegative, Positive, Share
 
 
+@pair_loss(distance)
 def ranked_list(
-    embeddings: Tensor,
-    labels: Tensor,
+    d: Tensor,
+    positive: Tensor,
+    negative: Tensor,
     *,
-    alpha: float = 1.2,
-    margin: float = 0.4,
-    temperature: float = 10.0,
-    lam: float = 0.5,
-) -> Tensor:
+    alpha: Positive = 1.2,
+    margin: NonNegative = 0.4,
+    temperature: NonNegative = 10.0,
+    lam: Share = 0.5,
+) -> tuple[Tensor, int]:
     """Positives inside a ball of radius alpha - m, negatives beyond alpha; only violating pairs count.
 
     Wang, Hua, Kodirov, Hu, Garnier, Robertson, "Ranked List Loss for Deep Metric Learning", CVPR 2019:
@@ -47,11 +47,6 @@ def ranked_list(
     >>> [round(float(ranked_list(x, y, alpha=1.4, margin=0.2)), 6) for y in (easy, hard)]
     [0.126393, 0.486433]
     """
-    if is_large(embeddings):
-        settings = (alpha, margin, temperature, lam)
-        return of_distances(embeddings, partial(_by_hand, labels=labels, settings=settings))
-    d = pairwise_distance(embeddings)
-    positive, negative = pair_masks(labels)
     positive = positive & (d > alpha - margin)
     negative = negative & (d < alpha)
 
@@ -61,26 +56,4 @@ def ranked_list(
     logits = (temperature * (alpha - d.detach())).masked_fill(~negative, torch.finfo(d.dtype).min)
     weight = logits.softmax(1) * negative
     loss_negative = (weight * (alpha - d)).sum(1)
-    return ((1 - lam) * loss_positive + lam * loss_negative).sum() / len(labels)
-
-
-def _by_hand(
-    d: Tensor, labels: Tensor, settings: tuple[float, float, float, float]
-) -> tuple[Tensor, Tensor]:
-    """The loss and its derivative by every distance: with weights that are constants, the loss is linear in d."""
-    alpha, margin, temperature, lam = settings
-    positive, negative = pair_masks(labels)
-    positive &= d > alpha - margin
-    negative &= d < alpha
-    pull = (1 - lam) / count(positive).clamp_min(1).to(d.dtype)[:, None]
-    weights = (alpha - d).mul_(temperature).masked_fill_(~negative, torch.finfo(d.dtype).min)
-    for rows in weights.split(ROWS):
-        rows.copy_(rows.softmax(1))
-    weights.masked_fill_(~negative, 0).mul_(-lam)
-    # L = sum of weights (d - boundary); the boundary of the positives lies lower by the margin.
-    boundaries = alpha * weights.sum() + (1 - lam) * (alpha - margin) * positive.any(1).sum(
-        dtype=d.dtype
-    )
-    torch.where(positive, pull, weights, out=weights)
-    value = torch.einsum("ij,ij->i", weights, d).sum() - boundaries
-    return value / len(d), weights.div_(len(d))
+    return ((1 - lam) * loss_positive + lam * loss_negative).sum(), len(d)

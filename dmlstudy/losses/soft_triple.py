@@ -1,13 +1,10 @@
 """SoftTriple: softmax over classes with several centres each."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dmlstudy.losses.pairwise import is_large
+from dmlstudy.ranges import NonNegative, Positive
 
 
 def soft_triple(
@@ -15,9 +12,9 @@ def soft_triple(
     labels: Tensor,
     *,
     centres: Tensor,
-    lam: float = 20.0,
-    gamma: float = 0.1,
-    delta: float = 0.01,
+    lam: Positive = 20.0,
+    gamma: Positive = 0.1,
+    delta: NonNegative = 0.01,
 ) -> Tensor:
     """Cross-entropy of softly assigned class similarities; add tau times `soft_triple_regulariser`.
 
@@ -46,21 +43,14 @@ def soft_triple(
     >>> [round(float(soft_triple(x, y, centres=two)), 6) for y in (easy, hard)]
     [0.006732, 2.736177]
     """
-    if is_large(embeddings):
-        return _SoftTriple.apply(embeddings, labels, centres, lam, gamma, delta)
     similarity = (embeddings @ centres.flatten(0, 1).T).unflatten(1, centres.shape[:2])
     score = ((similarity / gamma).softmax(2) * similarity).sum(2)
-    return _softmax_with_margin(score, labels, lam, delta)
-
-
-def _softmax_with_margin(score: Tensor, labels: Tensor, lam: float, delta: float) -> Tensor:
-    """Cross-entropy of class similarities S, [B, C], the true one's lowered by delta."""
     true_class = F.one_hot(labels, score.shape[1]).to(score.dtype)
     return F.cross_entropy(lam * (score - delta * true_class), labels)
 
 
 def soft_triple_regulariser(centres: Tensor) -> Tensor:
-    """Mean distance between centres of one class: makes redundant centres merge.
+    """Mean distance between centres of one class: draws centres together that a class does not need.
 
         R = 1 / (C K (K - 1)) sum_c sum_{s < t} sqrt(2 - 2 w_cs . w_ct + 1e-5)
 
@@ -81,41 +71,3 @@ def soft_triple_regulariser(centres: Tensor) -> Tensor:
     products = (centres @ centres.mT)[:, s, t]
     # 1e-5 as in the authors' code: the root has no gradient where two centres coincide.
     return (2 - 2 * products + 1e-5).clamp_min(0).sqrt().sum() / (classes * k * (k - 1))
-
-
-class _SoftTriple(torch.autograd.Function):
-    """`soft_triple` with its gradient by hand: three matrix products, and one matrix kept in between."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        labels: Tensor,
-        centres: Tensor,
-        lam: float,
-        gamma: float,
-        delta: float,
-    ) -> Tensor:
-        # [C, K, B]: with the images innermost, sums over the few centres of a class run along memory.
-        flat = centres.flatten(0, 1)
-        similarity = (flat @ embeddings.T).unflatten(0, centres.shape[:2])
-        share = (similarity / gamma).softmax(1)
-        score = (share * similarity).sum(1)
-        with torch.enable_grad():  # a K-th of the similarities: autograd may do this part
-            score.requires_grad_()
-            value = _softmax_with_margin(score.T, labels, lam, delta)
-            (slope,) = torch.autograd.grad(value, score)
-        # S = sum_k q_k s_k, and q = softmax(s / gamma) moves too: dS/ds_k = q_k (1 + (s_k - S) / gamma).
-        by_centre = similarity.sub_(score.detach()[:, None]).div_(gamma).add_(1).mul_(share)
-        ctx.save_for_backward(embeddings, flat, by_centre.mul_(slope[:, None]).flatten(0, 1))
-        ctx.shape = centres.shape
-        return value.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        embeddings, flat, weights = ctx.saved_tensors
-        # The upstream factor is multiplied into the small matrices.
-        by_embeddings = upstream * (weights.T @ flat)
-        by_centres = (weights @ (upstream * embeddings)).reshape(ctx.shape)
-        return by_embeddings, None, by_centres, None, None, None

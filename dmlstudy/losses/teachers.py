@@ -6,7 +6,7 @@ from torch import Tensor
 from dmlstudy.geometry import pairwise_distance
 
 
-def absolute_teacher(student: Tensor, teacher: Tensor) -> Tensor:
+def absolute_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean Euclidean distance between each image's student and teacher embedding.
 
     Yu, Yazici, Liu, van de Weijer, Cheng, Ramisa, "Learning Metrics from Teachers: Compact Networks for Image
@@ -23,13 +23,13 @@ def absolute_teacher(student: Tensor, teacher: Tensor) -> Tensor:
 
     >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])
     >>> t = torch.tensor([[1, 0], [.6, .8], [0, 1], [-1, 0]])
-    >>> round(float(absolute_teacher(x, t)), 6)
+    >>> round(float(absolute_distillation(x, t)), 6)
     0.294317
     """
     return torch.linalg.vector_norm(student - teacher.detach(), dim=1).mean()
 
 
-def relative_teacher(student: Tensor, teacher: Tensor) -> Tensor:
+def relative_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Frobenius norm of the difference of the two distance matrices.
 
     Same paper; the text sums |d^S_ij - d^T_ij|, the released code takes the Frobenius norm, as here:
@@ -47,7 +47,7 @@ def relative_teacher(student: Tensor, teacher: Tensor) -> Tensor:
 
     >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])
     >>> t = torch.tensor([[1, 0], [.6, .8], [0, 1], [-1, 0]])
-    >>> round(float(relative_teacher(x, t)), 6)
+    >>> round(float(relative_distillation(x, t)), 6)
     1.366267
     """
     difference = pairwise_distance(student) - pairwise_distance(teacher.detach())

@@ -1,18 +1,17 @@
 """Triplet losses."""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.geometry import count, pair_masks, pairwise_distance
-from dmlstudy.losses.pairwise import is_large, of_squared_distances
+from dmlstudy.losses.rows import active, distance, pair_loss, squared
+from dmlstudy.ranges import NonNegative
 
 
+@pair_loss(distance)
 def triplet_batch_hard(
-    embeddings: Tensor, labels: Tensor, *, margin: float | None = None
-) -> Tensor:
+    d: Tensor, positive: Tensor, negative: Tensor, *, margin: NonNegative | None = None
+) -> tuple[Tensor, int]:
     """Triplet loss on each anchor's farthest positive and nearest negative.
 
     Hermans, Beyer, Leibe, "In Defense of the Triplet Loss", arXiv 1703.07737, 2017:
@@ -37,40 +36,81 @@ def triplet_batch_hard(
     >>> [round(float(triplet_batch_hard(x, y, margin=0.5)), 6) for y in (easy, hard)]
     [0.119014, 1.281758]
     """
-    if is_large(embeddings):
-        return of_squared_distances(embeddings, partial(_by_hand, labels=labels, margin=margin))
-    d = pairwise_distance(embeddings)
-    positive, negative = pair_masks(labels)
+    violation = _hardest(d, positive, negative)
+    loss = F.softplus(violation) if margin is None else (margin + violation).relu()
+    return (loss * (positive.any(1) & negative.any(1))).sum(), len(d)
+
+
+@pair_loss(squared)
+def mined_triplet(
+    d2: Tensor, positive: Tensor, negative: Tensor, *, margin: NonNegative = 0.2
+) -> tuple[Tensor, Tensor]:
+    """Triplet loss on the farthest positive and the nearest negative among the pairs that are left to an anchor.
+
+        L = mean of [max_p d_ap^2 - min_n d_an^2 + m]_+ over the anchors where it is positive
+
+    Args:
+        embeddings: f, [B, D], expects unit rows.
+        labels: [B].
+        margin: m, on squared distances.
+
+    Returns:
+        Scalar; 0 with zero gradient if no anchor violates. Anchors without a positive or a negative do not count.
+
+    >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])
+    >>> easy, hard = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    >>> [round(float(mined_triplet(x, y, margin=m)), 6) for y, m in ((easy, .6), (hard, .2))]
+    [0.2, 1.8]
+    """
+    complete = positive.any(1) & negative.any(1)
+    violation = (_hardest(d2, positive, negative) + margin).masked_fill(~complete, 0)
+    return active(violation.relu())
+
+
+@pair_loss(distance)
+def triplet_all(
+    d: Tensor, positive: Tensor, negative: Tensor, *, margin: NonNegative = 0.2
+) -> tuple[Tensor, Tensor]:
+    """Triplet loss over all triplets of the batch, exactly.
+
+        L = mean of d_ap - d_an + m over the triplets where it is positive
+
+    No [B, B, B] tensor: with an anchor's negatives sorted, those that violate (a, p) are its first n_ap, and
+    their sum is n_ap (d_ap + m) minus a cumulative sum.
+
+    Args:
+        embeddings: [B, D].
+        labels: [B].
+        margin: m.
+
+    Returns:
+        Scalar; 0 with zero gradient if no triplet violates, or the batch has none.
+
+    >>> x = torch.tensor([[0.], [4.], [1.]])
+    >>> round(float(triplet_all(x, torch.tensor([0, 0, 1]), margin=0.5)), 6)  # (4 - 1 + .5 + 4 - 3 + .5) / 2
+    2.5
+    """
+    ascending, order = d.detach().masked_fill(~negative, torch.inf).sort(1)
+    nearest_sum = F.pad(d.masked_fill(~negative, 0).gather(1, order).cumsum(1), (1, 0))
+    reach = d + margin
+    violators = _smaller(ascending, reach.detach(), positive)
+    total = (violators * reach - nearest_sum.gather(1, violators)).sum()
+    return total, violators.sum()
+
+
+def _smaller(ascending: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """How many entries of its ascending row each masked value exceeds, [R, B]; 0 for the others."""
+    few = int(mask.sum(1).max())  # positives of an anchor: only they are searched for
+    wanted, at = values.masked_fill(~mask, -torch.inf).topk(few, dim=1)
+    return torch.zeros_like(mask, dtype=torch.long).scatter_(
+        1, at, torch.searchsorted(ascending, wanted)
+    )
+
+
+def _hardest(d: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Distance to the farthest positive less that to the nearest negative, [R]; -inf without a negative."""
     farthest_positive = d.masked_fill(~positive, 0).amax(1)
     # Infinity, because amin shares its gradient among ties: a finite filling that some negative equals
     # would take part of it. A row without negatives gives l(-inf) = 0, and so does its gradient.
     nearest_negative = d.masked_fill(~negative, torch.inf).amin(1)
-    violation = farthest_positive - nearest_negative
-    loss = F.softplus(violation) if margin is None else (margin + violation).relu()
-    valid = positive.any(1) & negative.any(1)
-    return (loss * valid).sum() / len(labels)
-
-
-def _by_hand(squared: Tensor, labels: Tensor, margin: float | None) -> tuple[Tensor, Tensor]:
-    """The loss and its derivative by every squared distance; overwrites them."""
-    same = labels[:, None] == labels
-    # Fillings that cannot be the extreme of a row with a gradient: an anchor is at 0 from itself.
-    positives, negatives = squared.masked_fill(~same, 0), squared.masked_fill_(same, torch.inf)
-    farthest, nearest = positives.amax(1, keepdim=True), negatives.amin(1, keepdim=True)
-    valid = (count(same)[:, None] > 1) & (nearest < torch.inf)
-    violation = farthest.sqrt() - nearest.sqrt()
-    if margin is None:
-        loss, slope = F.softplus(violation), violation.sigmoid()
-    else:
-        loss, slope = (margin + violation).relu(), (margin + violation > 0).to(squared.dtype)
-    slope = slope * valid / len(labels)
-    pull = _share_among_ties_(positives, farthest).mul_(slope)
-    push = _share_among_ties_(negatives, nearest).mul_(slope)
-    return (loss * valid).sum() / len(labels), pull.sub_(push)
-
-
-def _share_among_ties_(squared: Tensor, extreme: Tensor) -> Tensor:
-    """Derivative of the root of each row's extreme, [B, 1], in place of the row; 0 where the extreme is 0."""
-    ties = squared.eq_(extreme)
-    share = 1 / (2 * extreme.sqrt() * ties.sum(1, keepdim=True))
-    return ties.mul_(share.masked_fill(extreme == 0, 0))
+    return farthest_positive - nearest_negative

@@ -118,7 +118,9 @@ class HDML(Method):
         if self.synthesis == "none":
             return {"npair": j_m}
         kept, weight = self.adaptive_weights()
-        moved = losses.interpolate_negatives(anchors[:, :, None], positives[:, :, None], real, kept)
+        moved = losses.interpolate_negatives(
+            anchors[:, :, None], positives[:, :, None], real, kept_share=kept
+        )
         synthetic = anchors, moved
         if self.synthesis == "generated":
             again = self.network.head(frozen(self.generator, torch.cat([z, moved.flatten(0, 2)])))

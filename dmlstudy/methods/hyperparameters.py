@@ -8,7 +8,9 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Union
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from dmlstudy.methods.base import Method
@@ -39,7 +41,8 @@ def hyperparameters(method: type[Method]) -> dict[str, Hyperparameter]:
         comments = argument_comments(part)
         for name, parameter in keywords(part).items():
             default = getattr(method, name, parameter.default)
-            collected[name] = Hyperparameter(parameter.annotation, default, comments[name])
+            annotation = _without_tensor(parameter.annotation)
+            collected[name] = Hyperparameter(annotation, default, comments[name])
     for kind in reversed(method.__mro__):
         comments = argument_comments(kind)
         for name, annotation in inspect.get_annotations(kind, eval_str=True).items():
@@ -47,6 +50,13 @@ def hyperparameters(method: type[Method]) -> dict[str, Hyperparameter]:
                 default = getattr(method, name)
                 collected[name] = Hyperparameter(annotation, default, comments[name])
     return collected
+
+
+def _without_tensor(annotation: Any) -> Any:
+    """The annotation of a number that a loss also takes as a tensor."""
+    if Tensor not in typing.get_args(annotation):
+        return annotation
+    return Union[tuple(kind for kind in typing.get_args(annotation) if kind is not Tensor)]  # noqa: UP007
 
 
 @cache

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy import losses, miners
-from dmlstudy.geometry import squared_distance
+from dmlstudy.geometry import snr_distance, squared_distance
 from dmlstudy.heads import branch_heads
 from dmlstudy.methods.base import Batch, Method, TrainingSet
 from dmlstudy.ranges import NonNegative
@@ -132,7 +132,7 @@ class SNR(Method):
 
     number, title, kind = 12, "SNR distance", "pair loss with its own distance"
     certainty = "high for the distance; low for the recipe: third-party ports"
-    parts = (losses.snr_contrastive, losses.snr_triplet, losses.snr_distance)
+    parts = (losses.snr_contrastive, losses.snr_triplet, snr_distance)
     controls = {
         "Euclidean twin": {"distance": "euclidean"},
         "Euclidean twin, unit embeddings": {"distance": "euclidean", "unit": True},
@@ -148,12 +148,11 @@ class SNR(Method):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         h = self.embed(batch.images)
         formula = losses.snr_contrastive if self.form == "contrastive" else losses.snr_triplet
-        value = formula(h, batch.labels, margin=self.margin, distance=self._metric)
+        if self.distance == "euclidean":
+            formula = formula.on(losses.squared)
+        value = formula(h, batch.labels, margin=self.margin)
         return {self.form: value, "zero mean": self.lam * losses.zero_mean(h)}
 
     def similarity(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        return -self._metric(queries, gallery)
-
-    @property
-    def _metric(self) -> Callable[..., Tensor]:
-        return losses.snr_distance if self.distance == "snr" else squared_distance
+        distance = snr_distance if self.distance == "snr" else squared_distance
+        return -distance(queries, gallery)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from dmlstudy import losses
-from dmlstudy.evaluation.product_codes import asymmetric_distances, hard_codes, query_tables
 from dmlstudy.geometry import squared_distance
 from dmlstudy.heads import equal_slices
 from dmlstudy.methods.base import Batch, Method, TrainingSet
-from dmlstudy.ranges import Codewords, Count, NonNegative
+from dmlstudy.product_codes import asymmetric_distances, hard_codes, query_tables
+from dmlstudy.ranges import Count, NonNegative
 
 SHARPNESS = 10.0  # of the first assignments; our choice
 
@@ -53,7 +54,7 @@ class ProductQuantisation(Method):
     unit = False
 
     codebooks: Count = 8
-    codewords: Codewords = 256
+    codewords: Annotated[int, Ge(2), Le(256)] = 256  # one byte per number
     intra_normalise: bool = True
     centre_weight: NonNegative = 0.1
     batch_gini: NonNegative = 10.0

@@ -77,7 +77,7 @@ class SCHE(Method):
         w = F.normalize(self.signatures)
         positive, negative = pair_masks(y)
         if self.classes == "signatures":
-            negative = miners.in_hard_classes(f, y, signatures=w, k=self.hard_classes)
+            negative = losses.in_hard_classes(f, y, signatures=w, k=self.hard_classes)
         if self.instances == "random":
             positive, negative = miners.one_at_random(positive), miners.one_at_random(negative)
         triplet = self.configured(losses.mined_triplet)

@@ -10,11 +10,11 @@ from dmlstudy.samplers.two_streams import TwoStreams, two_streams
 __all__ = [
     "Policy",
     "TwoStreams",
-    "images_by_class",
     "cluster_batches",
     "confusable_batches",
     "confusable_classes",
     "draw_log_probabilities",
+    "images_by_class",
     "instance_batches",
     "match_clusters",
     "pk_batches",

@@ -15,7 +15,8 @@ def cluster_batches(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """P x K batches with the number of their cluster, one from each cluster in turn until all are used up.
 
-    Images that are unlabelled, or alone in their class within a cluster, are left out; so are clusters with fewer than two classes.
+    Unlabelled images, and those alone in their class within a cluster, are left out; so are clusters of fewer than two
+    classes.
 
     Args:
         cluster_of: int [N].

@@ -30,7 +30,10 @@ def code_fingerprint(method: str) -> str:
 
 def training_code(method: str) -> list[Path]:
     """Files of the library that decide what a method's trained network is, in order of their names."""
-    import inspect, dmlstudy.methods as mm
+    import inspect
+
+    import dmlstudy.methods as mm
+
     waiting = [_file(part) for part in COMMON] + [Path(inspect.getfile(mm.METHODS[method]))]
     found: set[Path] = set()
     while waiting:

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import Image
 
-from dmlstudy.losses.hdml import fading, pull
+from dmlstudy.losses.hdml import exponential_weight, interpolate_negatives
 from dmlstudy.methods.hdml import HDML, TRACE
 from dmlstudy.study.figures import NEGATIVE, NEUTRAL, POSITIVE, _picture
 
@@ -24,8 +24,8 @@ def pulled_negatives() -> Image:
     negatives = length[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
     figure, axes = plt.subplots(1, 3, figsize=(9, 3))
     for axis, mean in zip(axes, (6.0, 1.0, 0.2), strict=True):
-        keep = fading(1.0, mean)
-        moved = pull(anchor, positive, negatives, keep)
+        keep = exponential_weight(1.0, mean)
+        moved = interpolate_negatives(anchor, positive, negatives, kept_share=keep)
         axis.add_patch(plt.Circle((0, 0), positive.norm(), fill=False, color=POSITIVE, ls=":"))
         for before, after in zip(negatives, moved, strict=True):
             axis.plot(*torch.stack([before, after]).T, color=NEGATIVE, lw=1)

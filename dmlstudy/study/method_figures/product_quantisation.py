@@ -10,8 +10,9 @@ from IPython.display import Image
 
 from dmlstudy.evaluation import Similarity, retrieve
 from dmlstudy.geometry import squared_distance
-from dmlstudy.losses.product_quantisation import hard_codes, soft_and_hard
+from dmlstudy.losses.product_quantisation import soft_and_hard
 from dmlstudy.methods.product_quantisation import ProductQuantisation
+from dmlstudy.product_codes import hard_codes
 from dmlstudy.study.figures import NEGATIVE, NEUTRAL, POSITIVE, _picture
 
 if TYPE_CHECKING:

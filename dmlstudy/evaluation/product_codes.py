@@ -1,1 +1,0 @@
-from dmlstudy.losses.product_quantisation import asymmetric_distances, hard_codes, query_tables
