@@ -111,7 +111,7 @@ def train(
             method.train()
             index = torch.from_numpy(indices)
             batch = Batch(
-                images=inputs.views(index, method.views, generator).to(device),
+                images=inputs.augmented(index, method.views, generator).to(device),
                 labels=torch.from_numpy(labels[indices]).repeat(method.views).to(device),
                 indices=index.repeat(method.views).to(device),
                 tag=tag,
@@ -180,4 +180,6 @@ class EmbedAll:
         self.method.eval()
         function = function or self.method.embed
         blocks = torch.arange(len(self.inputs)).split(self.step)
-        return torch.cat([function(self.inputs.plain(b).to(self.device)).cpu() for b in blocks])
+        return torch.cat(
+            [function(self.inputs.test_inputs(b).to(self.device)).cpu() for b in blocks]
+        )

@@ -97,10 +97,10 @@ def seeded(seed=0):
 def test_pixels(digits):
     pixels = Pixels(digits.query, 6, Augment(flip=True))
     indices = torch.tensor([4, 0, 2])
-    plain = pixels.plain(indices)
+    plain = pixels.test_inputs(indices)
     stored = digits.query.store[digits.query.rows[[4, 0, 2]]][:, 1:7, 1:7, 0] / 255
     assert torch.allclose(plain[:, 0], torch.from_numpy(stored).float())
-    views = pixels.views(indices, 5, seeded())
+    views = pixels.augmented(indices, 5, seeded())
     assert views.shape == (15, 1, 6, 6) and len(pixels) == len(digits.query)
     for view in views.split(3):  # view-major, each image as it is or mirrored
         same, mirrored = (view == plain).all((1, 2, 3)), (view == plain.flip(3)).all((1, 2, 3))
@@ -140,14 +140,14 @@ def test_activation_cache(digits, tmp_path):
     inputs = Activations(fold.query, array)
     indices = torch.tensor([5, 1])
     rows = fold.query.rows[[5, 1]]
-    assert np.array_equal(inputs.plain(indices).numpy(), array[0, rows].astype(np.float32))
-    views = inputs.views(indices, 4, seeded()).numpy()
+    assert np.array_equal(inputs.test_inputs(indices).numpy(), array[0, rows].astype(np.float32))
+    views = inputs.augmented(indices, 4, seeded()).numpy()
     assert views.shape == (8, 64) and len(inputs) == len(fold.query)
     for i, view in enumerate(views):
         assert any(np.array_equal(view, array[v, rows[i % 2]]) for v in range(3))
-    assert np.array_equal(views, inputs.views(indices, 4, seeded()).numpy())
+    assert np.array_equal(views, inputs.augmented(indices, 4, seeded()).numpy())
     # Where there are enough cached views, those of one image differ: all three of them here.
-    three = inputs.views(indices, 3, seeded()).numpy().reshape(3, 2, 64)
+    three = inputs.augmented(indices, 3, seeded()).numpy().reshape(3, 2, 64)
     for i in range(2):
         assert sorted(v.sum() for v in three[:, i]) == sorted(
             array[v, rows[i]].astype(np.float32).sum() for v in range(3)

@@ -245,7 +245,7 @@ def test_sampler_centres_and_loss_see_the_wrong_labels_only(inputs):
     for c in range(6):
         torch.testing.assert_close(method.centres[c], f[seen == c].mean(0))
     index = torch.from_numpy(batches[0])
-    images = inputs.plain(index)
+    images = inputs.test_inputs(index)
     given = method.loss(Batch(images, labels[index], index))["triplet"]
     assert given == method.loss(Batch(images, torch.zeros_like(index), index))["triplet"]
     expected = density_aware_triplet(method.embed(images), seen[index], centres=method.centres)

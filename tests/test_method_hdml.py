@@ -146,7 +146,7 @@ def under_way(**hyper):
 @pytest.fixture
 def batch(inputs):
     index = torch.arange(len(inputs))
-    return Batch(inputs.plain(index), torch.from_numpy(inputs.images.labels), index)
+    return Batch(inputs.test_inputs(index), torch.from_numpy(inputs.images.labels), index)
 
 
 def parts(method):

@@ -197,7 +197,7 @@ def test_a_cluster_moves_its_own_slice_only(inputs):
     for tag in range(4):
         method.zero_grad()
         index = torch.arange(len(inputs))
-        method.loss(Batch(inputs.plain(index), labels, index, tag))["margin"].backward()
+        method.loss(Batch(inputs.test_inputs(index), labels, index, tag))["margin"].backward()
         rows = torch.arange(8) // 2 == tag
         for gradient in (method.network.head.weight.grad, method.network.head.bias.grad):
             assert not gradient[~rows].any()

@@ -13,6 +13,7 @@ from dmlstudy.data.inputs import Activations, Inputs, Pixels, cache_activations
 from dmlstudy.data.listing import Listing, to_benchmark
 from dmlstudy.data.sampling import pk_batches
 from dmlstudy.data.store import content_key
+from dmlstudy.data.tracks import Track
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.project import cache_root, data_root
 
@@ -24,6 +25,7 @@ __all__ = [
     "ImageSet",
     "Inputs",
     "Pixels",
+    "Track",
     "cache_activations",
     "cache_root",
     "content_key",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,14 @@ FONTS = (
     "DejaVuSerif-Bold",
     "DejaVuSerif-Italic",
 )
-# Latin, Greek, Cyrillic, arrows, mathematics; characters that a font lacks are passed over.
-BLOCKS = ((0x21, 0x7E), (0x391, 0x3C9), (0x410, 0x44F), (0x2190, 0x21FF), (0x2200, 0x22FF))
+# Code points, first and last; characters that a font lacks are passed over.
+BLOCKS = {
+    "Latin": (0x21, 0x7E),
+    "Greek": (0x391, 0x3C9),
+    "Cyrillic": (0x410, 0x44F),
+    "arrows": (0x2190, 0x21FF),
+    "mathematics": (0x2200, 0x22FF),
+}
 GLYPHS = 240
 
 
@@ -59,7 +66,7 @@ def load_glyphs(size: int, cache: Path | str | None = None) -> Benchmark:
     """240 Unicode characters x 20: random font, affine map, noise; half of the characters train."""
     labels = np.repeat(np.arange(GLYPHS), PER_GLYPH)
     # Choosing the characters draws hundreds, so their code points are kept for all sizes.
-    choice = content_key(VERSION, "glyphs", FONTS, BLOCKS, GLYPHS)
+    choice = content_key(VERSION, "glyphs", FONTS, [*BLOCKS.values()], GLYPHS)
     chars = cached_array("characters-glyphs", choice, (GLYPHS,), "int64", _choose_characters, cache)
     key = content_key(choice, size, PER_GLYPH)
 
@@ -67,14 +74,20 @@ def load_glyphs(size: int, cache: Path | str | None = None) -> Benchmark:
         store[:] = _resized(_draw([chr(c) for c in chars]), size)
 
     names = [f"U+{c:04X} {chr(c)}" for c in chars]
-    listing = _listing("glyphs", "Unicode glyphs 32x32", labels, names, GLYPHS // 2)
+    groups = [block for c in chars for block, (low, high) in BLOCKS.items() if low <= c <= high]
+    listing = _listing("glyphs", "Unicode glyphs 32x32", labels, names, GLYPHS // 2, groups)
     shape = (len(labels), size, size, 1)
     store = cached_array("images-glyphs", key, shape, "uint8", fill, cache)
     return split(listing, store, key, shareable=True)
 
 
 def _listing(
-    name: str, title: str, labels: np.ndarray, classes: Any, train_classes: int
+    name: str,
+    title: str,
+    labels: np.ndarray,
+    classes: Any,
+    train_classes: int,
+    groups: Sequence[str] = (),
 ) -> Listing:
     return Listing(
         name,
@@ -85,6 +98,7 @@ def _listing(
         classes=[str(c) for c in classes],
         channels=1,
         completeness=f"all {len(labels):,} images, embedded",
+        groups=groups,
     )
 
 
@@ -119,7 +133,7 @@ def _plain(char: str, font: Any) -> np.ndarray:
 def _choose_characters(chosen: np.ndarray) -> None:
     """A seeded choice of characters that every font draws and that do not look alike."""
     fonts = _fonts(48)
-    codes = [c for low, high in BLOCKS for c in range(low, high + 1)]
+    codes = [c for low, high in BLOCKS.values() for c in range(low, high + 1)]
     missing = [_plain("\uffff", font) for font in fonts]
     kept: list[int] = []
     shapes: list[np.ndarray] = []

@@ -40,6 +40,7 @@ class Listing:
         labels: int [M], ids into `classes`.
         roles: str [M], "train", "query" or "gallery".
         channels: 1 grey, 3 colour.
+        groups: group names of the classes, none where there are no groups.
         invert: grey ink on white paper is stored bright on dark.
         completeness: counts against the official release.
         complete: whether these counts agree.
@@ -58,6 +59,7 @@ class Listing:
     classes: Sequence[str]
     channels: int
     completeness: str
+    groups: Sequence[str] = ()
     complete: bool = True
     literature: bool = False
     invert: bool = False
@@ -112,7 +114,9 @@ def split(listing: Listing, store: np.memmap, key: str, *, shareable: bool) -> B
         classes = np.unique(listing.labels[side])  # query and gallery share theirs
         rows = np.flatnonzero(listing.roles == name)
         labels = np.searchsorted(classes, listing.labels[rows])
-        return ImageSet(store, rows, labels, tuple(listing.classes[c] for c in classes), key)
+        names = tuple(listing.classes[c] for c in classes)
+        groups = tuple(listing.groups[c] for c in classes if listing.groups)
+        return ImageSet(store, rows, labels, names, key, groups)
 
     return Benchmark(
         name=listing.name,

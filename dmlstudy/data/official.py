@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ FOLDERS = {
     "inshop": ("In-shop", "inshop", "In-shop Clothes Retrieval Benchmark"),
 }
 
+MAKES_OF_TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")  # of the 49 in Cars196
+
 
 def omniglot(root: Path) -> Listing:
     """964 background characters train, 659 evaluation characters test, 20 drawings each."""
@@ -31,7 +33,17 @@ def omniglot(root: Path) -> Listing:
     files = train + test
     names = ["/".join(f.replace("::", "/").split("/")[-3:-1]) for f in files]
     roles = np.repeat(["train", "query"], [len(train), len(test)])
-    return _listing("omniglot", "Omniglot", files, names, roles, 32_460, channels=1, invert=True)
+    return _listing(
+        "omniglot",
+        "Omniglot",
+        files,
+        names,
+        roles,
+        32_460,
+        channels=1,
+        invert=True,
+        group=lambda name: name.partition("/")[0],
+    )
 
 
 def _omniglot_part(folder: Path, part: str) -> list[str]:
@@ -60,7 +72,8 @@ def cub200_2010(root: Path) -> Listing:
     # The official archive carries macOS' "._" companions of the images.
     files = sorted(str(f) for f in folder.glob("*/*.jpg") if not f.name.startswith("."))
     names = [Path(f).parent.name for f in files]
-    return _listing("cub200_2010", "CUB-200-2010", files, names, _bird_roles(names), 6_033)
+    roles = _bird_roles(names)
+    return _listing("cub200_2010", "CUB-200-2010", files, names, roles, 6_033, group=_bird_family)
 
 
 def cub200_2011(root: Path) -> Listing:
@@ -71,7 +84,10 @@ def cub200_2011(root: Path) -> Listing:
     check_files("cub200_2011", files, str(folder / "images.txt"))
     names = [Path(image).parts[0] for image in images]
     roles = _bird_roles(names)
-    return _listing("cub200_2011", "CUB-200-2011", files, names, roles, 11_788, literature=True)
+    title = "CUB-200-2011"
+    return _listing(
+        "cub200_2011", title, files, names, roles, 11_788, literature=True, group=_bird_family
+    )
 
 
 def _bird_roles(names: Sequence[str]) -> np.ndarray:
@@ -82,6 +98,15 @@ def _bird_roles(names: Sequence[str]) -> np.ndarray:
                 "001.Black_footed_Albatross): extract the official archive again."
             )
     return np.array(["train" if int(name[:3]) <= 100 else "query" for name in names])
+
+
+def _bird_family(species: str) -> str:
+    """The last word of a species' name.
+
+    >>> _bird_family("001.Black_footed_Albatross")
+    'Albatross'
+    """
+    return species.rpartition(".")[2].rpartition("_")[2]
 
 
 def cars196(root: Path) -> Listing:
@@ -99,7 +124,19 @@ def cars196(root: Path) -> Listing:
     alone = {"cars_train": "train part only", "cars_test": "test part only"}
     note = alone.get(parts.pop(), "incomplete") if len(parts) == 1 else "incomplete"
     labels = [f"{i + 1:03d} {names[i]}" for i in ids]
-    return _listing("cars196", "Cars196", files, labels, roles, 16_185, literature=True, note=note)
+    return _listing(
+        "cars196", "Cars196", files, labels, roles, 16_185, literature=True, note=note, group=_make
+    )
+
+
+def _make(model: str) -> str:
+    """The make of a car, the first word of its model's name, or the first two.
+
+    >>> _make("008 Aston Martin V8 Vantage Convertible 2012"), _make("012 Audi RS 4 Convertible 2008")
+    ('Aston Martin', 'Audi')
+    """
+    words = model.split()[1:]
+    return " ".join(words[: 2 if " ".join(words[:2]) in MAKES_OF_TWO_WORDS else 1])
 
 
 def _cars_old(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
@@ -118,9 +155,9 @@ def _cars_new(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
         ("cars_test", "cars_test_annos_withlabels.mat"),
     ):
         candidates = [folder / "devkit" / annotation, folder / annotation]
-        found = [path for path in candidates if path.is_file()]
-        if (folder / part).is_dir() and found:
-            for row in np.atleast_1d(_mat(found[0])["annotations"]):
+        there = [path for path in candidates if path.is_file()]
+        if (folder / part).is_dir() and there:
+            for row in np.atleast_1d(_mat(there[0])["annotations"]):
                 files.append(str(folder / part / row.fname))
                 ids.append(int(getattr(row, "class")) - 1)
     if not files:
@@ -239,12 +276,11 @@ def _listing(
     literature: bool = False,
     invert: bool = False,
     note: str = "incomplete",
+    group: Callable[[str], str] | None = None,
 ) -> Listing:
     classes, labels = np.unique(class_names, return_inverse=True)
     complete = len(files) == official
-    found = (
-        f"all {official:,} images" if complete else f"{len(files):,} of {official:,} images: {note}"
-    )
+    part = f"{len(files):,} of {official:,} images: {note}"
     return Listing(
         name,
         title,
@@ -253,7 +289,8 @@ def _listing(
         roles,
         classes.tolist(),
         channels,
-        completeness=found,
+        completeness=f"all {official:,} images" if complete else part,
+        groups=[group(name) for name in classes.tolist()] if group else (),
         complete=complete,
         literature=literature,
         invert=invert,

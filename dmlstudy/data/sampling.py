@@ -16,10 +16,10 @@ def pk_batches(
     other images of its class (repeated only if the class has fewer than K). Batches take a group
     from each of the P classes that have most groups left, ties at random, until fewer than P
     classes have any. So every image is drawn about once an epoch, and an epoch has about N / (P K)
-    batches. Classes with a single image are left out: they can have no positive.
+    batches. Classes with a single image are left out: they can have no positive. So are unlabelled images.
 
     Args:
-        labels: int [N].
+        labels: int [N], negative for an unlabelled image.
         p: classes per batch.
         k: images per class.
         rng: the only source of randomness.
@@ -28,19 +28,22 @@ def pk_batches(
         Indices [P*K], grouped by class.
 
     Raises:
-        StudyError: fewer than P classes have two images or more.
+        StudyError: fewer than P classes have two labelled images or more.
 
     >>> labels = np.repeat([0, 1, 2], 4)
     >>> epoch = pk_batches(labels, 3, 2, np.random.default_rng(0))
     >>> [np.bincount(labels[batch]).tolist() for batch in epoch]
     [[2, 2, 2], [2, 2, 2]]
     """
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    labelled = np.flatnonzero(labels >= 0)
+    order = labelled[np.argsort(labels[labelled], kind="stable")]
+    by_class = np.split(order, np.cumsum(np.bincount(labels[labelled]))[:-1])
     usable = [members for members in by_class if len(members) >= 2]
     if len(usable) < p:
+        few = len(labelled) < len(labels)
         raise StudyError(
-            f"A batch of p = {p} classes needs {p} classes with two images or more, but the "
-            f"training set has {len(usable)}: lower p."
+            f"A batch of p = {p} classes needs {p} classes with two {'labelled ' * few}images or more, but the "
+            f"training set has {len(usable)}: lower p{' or raise labelled_share' * few}."
         )
     groups = [_groups(members, k, rng) for members in usable]
     # Classes wait in a bucket per number of groups left, so that dealing never sorts all classes.

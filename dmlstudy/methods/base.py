@@ -34,11 +34,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may know in advance: training classes C, training images N, epochs."""
+    """What a method may know in advance: training classes C, training images N, epochs, and class groups.
+
+    Attributes:
+        groups: group name of each class, () where the data set has none.
+    """
 
     classes: int
     images: int
     epochs: int
+    groups: tuple[str, ...] = ()
 
 
 class EmbedAll(Protocol):
