@@ -35,12 +35,9 @@ def pk_batches(
     >>> [np.bincount(labels[batch]).tolist() for batch in epoch]
     [[2, 2, 2], [2, 2, 2]]
     """
-    labelled = np.flatnonzero(labels >= 0)
-    order = labelled[np.argsort(labels[labelled], kind="stable")]
-    by_class = np.split(order, np.cumsum(np.bincount(labels[labelled]))[:-1])
-    usable = [members for members in by_class if len(members) >= 2]
+    usable = [members for members in images_by_class(labels) if len(members) >= 2]
     if len(usable) < p:
-        few = len(labelled) < len(labels)
+        few = bool((labels < 0).any())
         raise StudyError(
             f"A batch of p = {p} classes needs {p} classes with two {'labelled ' * few}images or more, but the "
             f"training set has {len(usable)}: lower p{' or raise labelled_share' * few}."
@@ -67,6 +64,17 @@ def pk_batches(
         waiting[0].clear()
         while top > 0 and not waiting[top]:
             top -= 1
+
+
+def images_by_class(labels: np.ndarray, classes: int = 0) -> list[np.ndarray]:
+    """Positions of the labelled images of each class, of `classes` of them at least.
+
+    >>> [members.tolist() for members in images_by_class(np.array([1, -1, 3, 1]))]
+    [[], [0, 3], [], [2]]
+    """
+    labelled = np.flatnonzero(labels >= 0)
+    by_class = labelled[np.argsort(labels[labelled], kind="stable")]
+    return np.split(by_class, np.bincount(labels[labelled], minlength=classes).cumsum()[:-1])
 
 
 def _groups(members: np.ndarray, k: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""How queries meet the gallery: whole rows, pairs of blocks, or a gallery that streams past; all exact."""
+"""The order of computing similarities: whole rows, pairs of blocks, or the gallery block by block; all exact."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ def neighbours(
     other = query if gallery is None else gallery
     k = min(k, len(other) - (gallery is None))
     step = max(1, BLOCK // len(other))
-    found = []
+    nearest = []
     for start in range(0, len(query), step):
         s = _similarities(query[start : start + step], other, similarity)
         if gallery is None:
             s.diagonal(start).fill_(-torch.inf)
-        found.append(s.topk(k))
-    values, positions = zip(*found, strict=True)
+        nearest.append(s.topk(k))
+    values, positions = zip(*nearest, strict=True)
     return torch.cat(values), torch.cat(positions)
 
 
 def _similarities(query: Tensor, gallery: Tensor, similarity: Similarity) -> Tensor:
-    s = similarity(query, gallery).float()
-    # No comparison with NaN is true, so it would pass for a best positive without any rival.
+    # A copy, because parts of it are overwritten, and it may be a table of the caller's.
+    s = similarity(query, gallery).detach().to(torch.float32, copy=similarity is not inner_product)
+    # Every comparison with NaN is false, so a NaN positive would rank first.
     if not (s.amin().isfinite() and s.amax().isfinite()):
         raise StudyError(
             "The ranking similarity is not finite for some pairs: check the method's `similarity`, or lower "
@@ -131,8 +132,8 @@ def _few_positives(search: Search) -> bool:
 def _by_gallery_blocks(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
     """(positions [b], ranks) for a gallery that is too large for whole rows of similarities, or for memory.
 
-    A block of queries meets its positives first, which gives the levels, then the gallery block by block, as it
-    lies in memory or in a mapped file, with the positives left out.
+    A block of queries is compared with its positives first, which gives the levels, then with the blocks of the
+    gallery, as they lie in memory or in a mapped file, with the positives left out.
     """
     most = max(1, int(search.members.max()))
     step = max(1, min(SIDE, PAIRS // most))
@@ -140,8 +141,9 @@ def _by_gallery_blocks(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
         x = search.query[queries]
         row, place = search.positives(queries)
         column = search.order[place]
-        found, at = column.unique(return_inverse=True)
-        level = torch.cat([x @ _padded(search.gallery[part]).T for part in found.split(WIDTH)], 1)
+        positives, at = column.unique(return_inverse=True)
+        parts = [search.gallery[part] for part in positives.split(WIDTH)]
+        level = torch.cat([x @ _padded(part).T for part in parts], 1)
         ranks = Ranks(level.float(), row, at, search.deepest)
         by_column = column.argsort()
         row, column = row[by_column], column[by_column]

@@ -93,7 +93,7 @@ def _blocks(
     gallery = query if gallery is None else gallery
     step = max(1, BLOCK // len(gallery))
     for start in range(0, len(query), step):
-        yield start, similarity(query[start : start + step], gallery).float()
+        yield start, similarity(query[start : start + step], gallery).detach().float()
 
 
 def _count(
