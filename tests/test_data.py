@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from dmlstudy import data
-from dmlstudy.data import official
+from dmlstudy.data.releases import RELEASES
 from dmlstudy.data.store import cached_array
 from dmlstudy.errors import StudyError
 
@@ -186,8 +187,7 @@ def test_official_layout(name, tree, load, root):
 
 def test_a_complete_set_is_comparable(load, root, monkeypatch):
     sop_tree(root)
-    listing = official._listing
-    monkeypatch.setattr(official, "_listing", lambda *a, **k: listing(*a[:5], 8, **k))
+    monkeypatch.setitem(RELEASES, "sop", replace(RELEASES["sop"], images=8))
     b = load("sop")
     assert b.comparable and b.completeness == "all 8 images"
 

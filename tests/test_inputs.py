@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dmlstudy import data
-from dmlstudy.data import Activations, Augment, ImageSet, Pixels, cache_activations, official
+from dmlstudy.data import Activations, Augment, ImageSet, Pixels, cache_activations
 from dmlstudy.data.augment import augment, centre_crop
+from dmlstudy.data.releases import RELEASES, read_release
 from dmlstudy.errors import StudyError
 
 REAL = Path(os.environ.get("DMLSTUDY_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -25,9 +26,9 @@ REAL_COUNTS = {
 
 @pytest.mark.parametrize("name", REAL_COUNTS)
 def test_real_data_is_listed(name):
-    if not any((REAL / folder).is_dir() for folder in official.FOLDERS[name]):
+    if not any((REAL / folder).is_dir() for folder in RELEASES[name].folders):
         pytest.skip(f"{name} is not there: set DMLSTUDY_DATA to a folder that has it")
-    listing = data.OFFICIAL[name](REAL)
+    listing = read_release(name, REAL)
     images, classes, groups = REAL_COUNTS[name]
     if name == "cars196" and listing.complete:
         images = 16_185
