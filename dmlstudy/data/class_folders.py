@@ -47,17 +47,8 @@ def class_folders(path: Path, seed: int) -> Listing:
         some = ", ".join(single[:3]) + ", …" * (len(single) > 3)
         completeness += f"; {len(single)} classes with one image skipped ({some})"
     classes, labels = np.unique(names, return_inverse=True)
-    return Listing(
-        f"folder:{path}",
-        path.name,
-        files,
-        labels,
-        roles,
-        classes.tolist(),
-        channels=3,
-        completeness=completeness,
-        own=True,
-    )
+    name, title = f"folder:{path}", path.name
+    return Listing(name, title, files, labels, roles, classes.tolist(), 3, completeness, own=True)
 
 
 def _images_under(folder: Path) -> list[str]:

@@ -40,7 +40,8 @@ def load_digits(size: int, cache: Path | str | None = None) -> Benchmark:
         pixels, _ = _sklearn_digits()
         store[:] = _resized(pixels, size)
 
-    listing = _listing("digits", "Handwritten digits 8x8", _digit_labels(cache), range(10), 5)
+    names = [str(digit) for digit in range(10)]
+    listing = _listing("digits", "Handwritten digits 8x8", _digit_labels(cache), names)
     key = content_key(VERSION, "digits", size)
     shape = (len(listing.labels), size, size, 1)
     store = cached_array("images-digits", key, shape, "uint8", fill, cache)
@@ -75,31 +76,18 @@ def load_glyphs(size: int, cache: Path | str | None = None) -> Benchmark:
 
     names = [f"U+{c:04X} {chr(c)}" for c in chars]
     groups = [block for c in chars for block, (low, high) in BLOCKS.items() if low <= c <= high]
-    listing = _listing("glyphs", "Unicode glyphs 32x32", labels, names, GLYPHS // 2, groups)
+    listing = _listing("glyphs", "Unicode glyphs 32x32", labels, names, groups)
     shape = (len(labels), size, size, 1)
     store = cached_array("images-glyphs", key, shape, "uint8", fill, cache)
     return split(listing, store, key, shareable=True)
 
 
 def _listing(
-    name: str,
-    title: str,
-    labels: np.ndarray,
-    classes: Any,
-    train_classes: int,
-    groups: Sequence[str] = (),
+    name: str, title: str, labels: np.ndarray, classes: list[str], groups: Sequence[str] = ()
 ) -> Listing:
-    return Listing(
-        name,
-        title,
-        files=(),
-        labels=labels,
-        roles=np.where(labels < train_classes, "train", "query"),
-        classes=[str(c) for c in classes],
-        channels=1,
-        completeness=f"all {len(labels):,} images, embedded",
-        groups=groups,
-    )
+    roles = np.where(labels < len(classes) // 2, "train", "query")
+    completeness = f"all {len(labels):,} images, embedded"
+    return Listing(name, title, (), labels, roles, classes, 1, completeness, groups)
 
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Arrays computed once and memory-mapped ever after: decoded images, cached activations."""
+"""Arrays computed once, then memory-mapped: decoded images, cached activations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Ranks of the positives of each query, by counting over blocks of similarities; no row is sorted.
 
-All scores of retrieval follow from two numbers per positive: how many items lie ahead of it, and how many lie
-exactly level with it. Only items as near as the farthest positive that still matters are looked at.
+All scores of retrieval follow from two numbers per positive: how many items are more similar to the query, and how
+many exactly as similar. Only items as near as the farthest positive that still matters are counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COLUMNS = 2048
 class Ranks:
     """Counts for one block of queries. `levels` are the distinct similarities of a query's positives.
 
-    Levels that turn out too far down to matter are dropped on the way, but the best of each query stays.
+    Levels with too many items ahead of them to matter are dropped, except the best of each query.
 
     Positives at .9, .5 and .1, others at .7 and .5: the levels are .5 and .9, as .1 is not among the R = 3 nearest.
 
@@ -92,11 +92,11 @@ class Ranks:
             self._count(part, axis)
 
     def _count(self, s: Tensor, axis: int) -> None:
-        # Most rows of most blocks of a large gallery hold nothing near enough, and the maximum tells.
+        # In a large gallery few rows of a block have an item above the cutoff, and their maxima show which.
         queries = (s.amax(1 - axis) >= self._cutoff).nonzero()[:, 0]
         if not len(queries):
             return
-        # Where most rows hold something, all are looked at: that needs no copy.
+        # Where most rows have one, all are taken: that needs no copy.
         most = 2 * len(queries) > len(self._cutoff)
         for rows in (torch.arange(len(self._cutoff)) if most else queries).split(ROWS):
             near = s.narrow(axis, int(rows[0]), len(rows)) if most else s.index_select(axis, rows)
@@ -116,15 +116,15 @@ class Ranks:
             self._drop_levels()
 
     def _drop_levels(self) -> None:
-        """Levels with `depth` items ahead matter no more; nor does any item to a query whose best is such a one."""
-        alive = self.ahead() < self.depth
-        lost = self.scored.nonzero()[:, 0][~alive[self.best]]
-        alive[self.best] = True
-        kept = alive.nonzero()[:, 0]
+        """Drop levels with `depth` items ahead of them; where the best is such a level, the query needs no more items."""
+        matters = self.ahead() < self.depth
+        decided = self.scored.nonzero()[:, 0][~matters[self.best]]
+        matters[self.best] = True
+        kept = matters.nonzero()[:, 0]
         self._keys, self.at = self._keys[kept], self.at[kept]
         self._counts = self._counts[:, kept]
         self._index_levels()
-        self._cutoff[lost] = torch.inf
+        self._cutoff[decided] = torch.inf
 
     @property
     def above(self) -> Tensor:
