@@ -116,7 +116,7 @@ class Ranks:
             self._drop_levels()
 
     def _drop_levels(self) -> None:
-        """Drop levels with `depth` items ahead of them; where the best is such a level, the query needs no more items."""
+        """Drop levels with `depth` items ahead of them; a query whose best is such a level needs no more items."""
         matters = self.ahead() < self.depth
         decided = self.scored.nonzero()[:, 0][~matters[self.best]]
         matters[self.best] = True
