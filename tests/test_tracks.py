@@ -8,9 +8,12 @@ import pytest
 from dmlstudy.data import Track, pk_batches
 from dmlstudy.data.tracks import confused_labels, hide_labels, similar_classes, wrong_labels
 from dmlstudy.errors import StudyError
+from dmlstudy.methods import METHODS, Task
+from dmlstudy.networks import build_network
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import settings
 from dmlstudy.study.report import Report
+from dmlstudy.training import Recipe, train
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
 SIMILAR = similar_classes(10)
@@ -87,6 +90,25 @@ def test_a_track_follows_the_groups_and_reports_what_it_did(tiny_images):
         "labelled": labelled.mean(),
         "wrong": (shown[labelled] != images.labels[labelled]).mean(),
     }
+
+
+@pytest.mark.parametrize("track", [Track(0.3, "asymmetric"), Track(labelled_share=0.5)], ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_on_labelled_images_only(name, track, inputs, monkeypatch):
+    def build(name):
+        network = build_network("convnet", channels=1, embedding_size=8)
+        return METHODS[name](network, Task(6, 48, 2))
+
+    shown, drawn, method = track.labels(inputs.images), [], build(name)
+    if method.teacher:
+        method.learn_from(build(method.teacher[0]))
+    loss = method.loss
+    monkeypatch.setattr(method, "loss", lambda batch: (drawn.append(batch), loss(batch))[1])
+    train(method, inputs, shown, Recipe(3, 2, 2, 1e-3, 1e-3, 1e-4), seed=0)
+    assert drawn or name == "untrained"
+    for batch in drawn if name != "invariant_spreading" else ():  # it needs no labels
+        assert (batch.labels >= 0).all()
+        assert np.array_equal(batch.labels, shown[batch.indices])
 
 
 @pytest.fixture

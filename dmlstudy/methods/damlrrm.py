@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmlstudy.data import pk_batches
+from dmlstudy.data.sampling import images_by_class
 from dmlstudy.errors import unknown
 from dmlstudy.geometry import pair_masks
 from dmlstudy.losses.damlrrm import minimum_spanning_trees, spanning_tree
@@ -84,9 +85,7 @@ class DAMLRRM(Method):
         embed_all: EmbedAll,
     ) -> Iterator[tuple[np.ndarray, int]]:
         order = self.order.cpu().numpy()
-        by_class = order[np.argsort(labels[order], kind="stable")]
-        sizes = np.bincount(labels, minlength=len(self.meetings))
-        rings = np.split(by_class, sizes.cumsum()[:-1])
+        rings = [order[ring] for ring in images_by_class(labels[order], len(self.meetings))]
         for indices in pk_batches(labels, p, k, rng):
             if self.second_stream:
                 classes = labels[indices[::k]]

@@ -96,8 +96,11 @@ class DensityAware(Method):
         return terms
 
     def _find_centres(self, f: Tensor, y: Tensor) -> None:
+        labelled = y >= 0
+        f, y = f[labelled], y[labelled]
         centres = density_centres(
             f, y, classes=len(self.centres), quantile=self.quantile, iterations=self.iterations
         )
         self.centres.copy_(centres)
-        self.inside.copy_(dense_region(f, y, centres=centres, quantile=self.quantile))
+        inside = dense_region(f, y, centres=centres, quantile=self.quantile)
+        self.inside.copy_(labelled.masked_scatter(labelled, inside))

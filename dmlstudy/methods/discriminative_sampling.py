@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmlstudy.data import pk_batches
+from dmlstudy.data.sampling import images_by_class
 from dmlstudy.errors import unknown
 from dmlstudy.geometry import pairwise_similarity
 from dmlstudy.losses.npair import npair
@@ -92,11 +93,11 @@ class DiscriminativeSampling(Method):
         embed_all: EmbedAll,
     ) -> Iterator[tuple[np.ndarray, int]]:
         steps = sum(1 for _ in pk_batches(labels, p, k, rng))
-        sizes = np.bincount(labels, minlength=len(self.centroids))
-        members = np.split(np.argsort(labels, kind="stable"), sizes.cumsum()[:-1])
+        members = images_by_class(labels, len(self.centroids))
         if epoch == 0:
-            self.usable.copy_(torch.from_numpy(sizes >= 2))
-            f, y = F.normalize(embed_all()), torch.from_numpy(labels)
+            self.usable.copy_(torch.tensor([len(images) >= 2 for images in members]))
+            labelled = torch.from_numpy(labels) >= 0
+            f, y = F.normalize(embed_all())[labelled], torch.from_numpy(labels)[labelled]
             self._move_centroids(f.to(self.usable.device), y.to(self.usable.device), momentum=0.0)
         for _ in range(steps):
             classes = self.propose(p, rng)

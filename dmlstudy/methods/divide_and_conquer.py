@@ -122,7 +122,7 @@ class DivideAndConquer(Method):
         self, cluster: int, labels: np.ndarray, p: int, k: int, rng: np.random.Generator
     ) -> list[tuple[np.ndarray, int]]:
         """P x K batches of one cluster; images that are alone in their class there are left out."""
-        members = np.flatnonzero(self.cluster_of.cpu().numpy() == cluster)
+        members = np.flatnonzero((self.cluster_of.cpu().numpy() == cluster) & (labels >= 0))
         sizes = np.bincount(labels[members])
         usable = int((sizes >= 2).sum())
         if usable < 2:  # one class has no negatives, so there is nothing to learn from
