@@ -37,16 +37,17 @@ def neighbours(
     nearest = []
     for start in range(0, len(query), step):
         s = _similarities(query[start : start + step], other, similarity)
-        if gallery is None:
-            s.diagonal(start).fill_(-torch.inf)
+        itself = s.diagonal(start)[: len(s) if gallery is None else 0]
+        kept = itself.clone()  # the similarities may be a table of the caller's
+        itself.fill_(-torch.inf)
         nearest.append(s.topk(k))
+        itself.copy_(kept)
     values, positions = zip(*nearest, strict=True)
     return torch.cat(values), torch.cat(positions)
 
 
 def _similarities(query: Tensor, gallery: Tensor, similarity: Similarity) -> Tensor:
-    # A copy, because parts of it are overwritten, and it may be a table of the caller's.
-    s = similarity(query, gallery).detach().to(torch.float32, copy=similarity is not inner_product)
+    s = similarity(query, gallery).detach().float()
     # Every comparison with NaN is false, so a NaN positive would rank first.
     if not (s.amin().isfinite() and s.amax().isfinite()):
         raise StudyError(
@@ -105,12 +106,16 @@ def _by_rows(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
     step = max(1, min(BLOCK // len(search.gallery), PAIRS // most))
     for start in range(0, len(search.query), step):
         s = _similarities(search.query[start : start + step], search.gallery, search.similarity)
-        if search.alone:
-            s.diagonal(start).fill_(-torch.inf)
         queries = torch.arange(start, start + len(s))
         row, place = search.positives(queries)
-        ranks = Ranks(s, row, search.order[place], search.deepest)
+        column = search.order[place]
+        itself = s.diagonal(start)[: len(s) if search.alone else 0]
+        kept = s[row, column], itself.clone()  # the similarities may be a table of the caller's
+        itself.fill_(-torch.inf)
+        ranks = Ranks(s, row, column, search.deepest)
         ranks.count(s)
+        s[row, column] = kept[0]
+        itself.copy_(kept[1])
         yield queries, ranks
 
 
