@@ -65,7 +65,7 @@ class Ours:
     def __iter__(self) -> Iterator[Tensor]:
         for _ in range(TURN):
             indices = torch.randint(len(self.pixels), (BATCH,), generator=self.generator)
-            yield self.pixels.views(indices, 1, self.generator)
+            yield self.pixels.augmented(indices, 1, self.generator)
 
 
 def torchvision(spec: Augment, photos: Path) -> Iterable[Tensor]:

@@ -111,7 +111,7 @@ def train(
             method.train()
             index = torch.from_numpy(indices)
             batch = Batch(
-                images=inputs.views(index, method.views, generator).to(device),
+                images=inputs.augmented(index, method.views, generator).to(device),
                 labels=torch.from_numpy(labels[indices]).repeat(method.views).to(device),
                 indices=index.repeat(method.views).to(device),
                 tag=tag,

@@ -58,7 +58,7 @@ def go(method: Method, inputs: Pixels, seed: int = 0, **options: Any) -> Progres
 def whole(inputs: Pixels) -> Batch:
     """All images as one batch, not augmented."""
     index = torch.arange(len(inputs))
-    return Batch(inputs.plain(index), torch.from_numpy(inputs.images.labels), index)
+    return Batch(inputs.test_inputs(index), torch.from_numpy(inputs.images.labels), index)
 
 
 def assert_same(a: object, b: object) -> None:

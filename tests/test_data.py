@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from dmlstudy import data
-from dmlstudy.data import official
+from dmlstudy.data.releases import RELEASES
 from dmlstudy.data.store import cached_array
 from dmlstudy.errors import StudyError
 
@@ -186,8 +187,7 @@ def test_official_layout(name, tree, load, root):
 
 def test_a_complete_set_is_comparable(load, root, monkeypatch):
     sop_tree(root)
-    listing = official._listing
-    monkeypatch.setattr(official, "_listing", lambda *a, **k: listing(*a[:5], 8, **k))
+    monkeypatch.setitem(RELEASES, "sop", replace(RELEASES["sop"], images=8))
     b = load("sop")
     assert b.comparable and b.completeness == "all 8 images"
 
@@ -203,6 +203,7 @@ def test_omniglot_zips_hold_the_same_pixels_bright_on_dark(load, root):
     assert np.array_equal(zips.train.store[1:], folders.train.store[1:])
     assert zips.train.classes == folders.train.classes
     assert zips.train.classes == tuple(f"Greek/character0{i}" for i in "123")
+    assert zips.train.groups == ("Greek",) * 3 and zips.query.groups == ("Tengwar",) * 3
 
 
 def test_labels_name_the_classes(load, root):
@@ -211,6 +212,7 @@ def test_labels_name_the_classes(load, root):
     assert b.train.classes == ("001 Model 1 2012", "098 Model 98 2012")
     assert b.train.labels.tolist() == [0, 0, 1]
     assert b.query.classes == ("099 Model 99 2012", "196 Model 196 2012")
+    assert b.train.groups == ("Model", "Model")
 
 
 def folder_tree(root, classes=6, images=3):

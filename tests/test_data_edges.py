@@ -110,7 +110,7 @@ def test_inputs_larger_than_the_store_are_refused(own):
     images = own[1]().train
     with pytest.raises(StudyError, match=r"10 px cannot be cropped from images stored at 8 px"):
         data.Pixels(images, 10, data.Augment())
-    assert data.Pixels(images, 8, data.Augment()).plain(torch.arange(2)).shape == (2, 3, 8, 8)
+    assert data.Pixels(images, 8, data.Augment()).test_inputs(torch.arange(2)).shape == (2, 3, 8, 8)
 
 
 def test_a_killed_process_leaves_nothing_that_looks_complete(tmp_path):

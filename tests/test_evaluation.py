@@ -21,7 +21,7 @@ from dmlstudy.evaluation import (
     retrieve,
     t_interval,
 )
-from dmlstudy.evaluation.clustering import mutual_information
+from dmlstudy.evaluation.clustering import kmeans, mutual_information
 from dmlstudy.evaluation.spectrum import alignment, density, spectral_decay, uniformity
 
 KS = (1, 2, 4)
@@ -40,12 +40,12 @@ def scores(relevant: tuple[bool, ...]) -> dict[str, float]:
 
 def all_orders(similarity: list[int], relevant: list[bool]) -> list[dict[str, float]]:
     """Scores of every ranking that is consistent with the similarities."""
-    found = []
+    every = []
     for order in permutations(range(len(similarity))):
         values = [similarity[i] for i in order]
         if values == sorted(values, reverse=True):
-            found.append(scores(tuple(relevant[i] for i in order)))
-    return found
+            every.append(scores(tuple(relevant[i] for i in order)))
+    return every
 
 
 def ranked(similarity: list[int], relevant: list[bool]) -> evaluation.retrieval.Retrieval:
@@ -63,16 +63,16 @@ def test_ties_are_scored_by_expectation(seed: int) -> None:
     relevant = (rng.random(size) < 0.5).tolist()
     relevant[0] = True
     orders = all_orders(similarity, relevant)
-    found = ranked(similarity, relevant)
+    ours = ranked(similarity, relevant)
     for k in KS:
         every = [order[f"R@{k}"] for order in orders]
-        assert float(found.hits[k]) == pytest.approx(np.mean(every), abs=1e-9)
-        assert float(found.optimistic[k]) == max(every)
-        assert float(found.pessimistic[k]) == min(every)
-    assert float(found.r_precision) == pytest.approx(
+        assert float(ours.hits[k]) == pytest.approx(np.mean(every), abs=1e-9)
+        assert float(ours.optimistic[k]) == max(every)
+        assert float(ours.pessimistic[k]) == min(every)
+    assert float(ours.r_precision) == pytest.approx(
         np.mean([o["R-precision"] for o in orders]), abs=1e-9
     )
-    assert float(found.map_at_r) == pytest.approx(np.mean([o["MAP@R"] for o in orders]), abs=1e-9)
+    assert float(ours.map_at_r) == pytest.approx(np.mean([o["MAP@R"] for o in orders]), abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -82,7 +82,7 @@ def test_queries_rank_all_others_in_blocks(seed: int, monkeypatch: pytest.Monkey
     table = torch.from_numpy(rng.integers(0, 3, (6, 6))).float().fill_diagonal_(9)
     y = torch.from_numpy(rng.integers(0, 3, 6))
     y[1] = y[0]
-    found = retrieve(torch.eye(6), y, similarity=lambda a, b: a @ table @ b.T, ks=KS)
+    ours = retrieve(torch.eye(6), y, similarity=lambda a, b: a @ table @ b.T, ks=KS)
     expected = {}
     for i in range(6):
         others = [j for j in range(6) if j != i]
@@ -90,19 +90,19 @@ def test_queries_rank_all_others_in_blocks(seed: int, monkeypatch: pytest.Monkey
         if any(relevant):
             orders = all_orders([int(table[i, j]) for j in others], relevant)
             expected[i] = {name: np.mean([o[name] for o in orders]) for name in orders[0]}
-    assert found.queries.tolist() == list(expected)
-    assert found.labels.tolist() == y[found.queries].tolist()
-    assert found.excluded == 6 - len(expected)
-    ours = {f"R@{k}": found.hits[k] for k in KS}
-    ours |= {"R-precision": found.r_precision, "MAP@R": found.map_at_r}
-    for name, values in ours.items():
+    assert ours.queries.tolist() == list(expected)
+    assert ours.labels.tolist() == y[ours.queries].tolist()
+    assert ours.excluded == 6 - len(expected)
+    values_of = {f"R@{k}": ours.hits[k] for k in KS}
+    values_of |= {"R-precision": ours.r_precision, "MAP@R": ours.map_at_r}
+    for name, values in values_of.items():
         assert values.tolist() == pytest.approx([e[name] for e in expected.values()], abs=1e-9)
 
 
 def test_card_values_of_map_at_r() -> None:
-    found = ranked([5, 4, 3, 2, 1], [True, False, True, True, False])
-    assert float(found.map_at_r) == pytest.approx(0.555556, abs=1e-6)
-    assert float(found.r_precision) == pytest.approx(2 / 3)
+    ours = ranked([5, 4, 3, 2, 1], [True, False, True, True, False])
+    assert float(ours.map_at_r) == pytest.approx(0.555556, abs=1e-6)
+    assert float(ours.r_precision) == pytest.approx(2 / 3)
     ends = ranked(list(range(20, 0, -1)), [i in (0, 9, *range(12, 20)) for i in range(20)])
     assert float(ends.map_at_r) == pytest.approx(0.12)
     assert float(ends.r_precision) == pytest.approx(0.2)
@@ -177,17 +177,17 @@ def test_labels_are_compared_exactly() -> None:
 def test_queries_without_a_positive_are_left_out_and_counted() -> None:
     x, y = clustered(0.01, each=3)
     y[0] = 99
-    found = evaluate(x, y)
-    assert found.retrieval.excluded == 1
-    assert len(found.retrieval.queries) == 23 and 0 not in found.retrieval.queries
+    ours = evaluate(x, y)
+    assert ours.retrieval.excluded == 1
+    assert len(ours.retrieval.queries) == 23 and 0 not in ours.retrieval.queries
     with pytest.raises(StudyError, match="No query"):
         retrieve(x, torch.arange(len(x)))
 
 
 def test_separate_gallery_keeps_equal_positions() -> None:
     x, y = clustered(0.5)
-    found = retrieve(x, y, x, y)
-    assert float(found.hits[1].mean()) == 1  # the same image is in the gallery and may be found
+    ours = retrieve(x, y, x, y)
+    assert float(ours.hits[1].mean()) == 1  # the same image is in the gallery and may be found
 
 
 def test_broken_embeddings_are_refused() -> None:
@@ -205,14 +205,100 @@ def test_broken_similarities_are_refused(broken: float) -> None:
         retrieve(x, y, similarity=lambda a, b: torch.full((len(a), len(b)), broken))
 
 
-def test_rows_without_labels_are_refused() -> None:
-    x, y = clustered(0.5)
-    with pytest.raises(StudyError, match="both or neither"):
-        retrieve(x, y, x.flip(0))
-    with pytest.raises(StudyError, match="96 embeddings and 1 labels"):
-        retrieve(x, y[:1])
-    with pytest.raises(StudyError, match="at least one embedding"):
-        retrieve(x[:0], y[:0])
+ROWS, IDS = clustered(2)
+NAMES = np.array([f"class {c}" for c in "hgfedcba"])[IDS]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        IDS.tolist(),
+        IDS.numpy(),
+        IDS.to(torch.uint8),
+        IDS.numpy().astype(np.uint64) + 2**62,
+        NAMES,
+        NAMES.tolist(),
+        NAMES.astype(object),
+    ],
+    ids=lambda labels: f"{type(labels).__name__} of {np.asarray(labels).dtype}",
+)
+def test_labels_may_be_lists_arrays_and_texts(labels) -> None:
+    expected = evaluate(ROWS, IDS)
+    assert evaluate(ROWS, labels).metrics == pytest.approx(expected.metrics)
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    apart = evaluate(*(a[half] for half in halves for a in (ROWS, IDS)))
+    ours = evaluate(*(a[half] for half in halves for a in (ROWS, labels)))
+    assert ours.metrics == pytest.approx(apart.metrics)
+
+
+def test_labels_may_be_booleans() -> None:
+    two = IDS < 3
+    for labels in (two, two.numpy(), two.tolist()):
+        assert evaluate(ROWS, labels).metrics == evaluate(ROWS, two.long()).metrics
+
+
+def test_texts_of_queries_and_gallery_are_numbered_together() -> None:
+    x = torch.eye(3)
+    assert float(retrieve(x[:1], ["b"], x, ["a", "b", "c"]).hits[1]) == 0
+    assert float(retrieve(x[1:2], ["b"], x, ["a", "b", "c"]).hits[1]) == 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS.clone().requires_grad_(), ROWS.numpy(), ROWS.tolist(), torch.nn.Parameter(ROWS.clone())],
+    ids=["gradient", "array", "list", "parameter"],
+)
+def test_embeddings_may_be_arrays_and_carry_a_gradient(rows) -> None:
+    before = ROWS.clone()
+    scale = torch.nn.Parameter(torch.ones(()))
+    for similarity in (evaluation.inner_product, lambda a, b: scale * (a @ b.T)):
+        ours, expected = (evaluate(r, IDS, similarity=similarity) for r in (rows, ROWS))
+        assert ours.metrics == pytest.approx(expected.metrics)
+    assert np.array_equal(torch.as_tensor(rows).detach(), before)
+    assert evaluate((8 * ROWS).round().int(), IDS).metrics["R@1"] > 0
+
+
+def test_a_table_of_similarities_is_not_overwritten() -> None:
+    table = ROWS @ ROWS.T
+    before = table.clone()
+    ours = evaluate(ROWS, IDS, similarity=lambda a, b: table)
+    assert ours.metrics == pytest.approx(evaluate(ROWS, IDS).metrics)
+    neighbours(ROWS, None, 3, similarity=lambda a, b: table)
+    assert torch.equal(table, before)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((ROWS, IDS, ROWS.flip(0)), "both or neither"),
+        ((ROWS, IDS, None, IDS), "both or neither"),
+        ((ROWS, IDS[:1]), "96 embeddings and 1 labels"),
+        ((ROWS, IDS, ROWS, IDS[:5]), "gallery has 96 embeddings and 5 labels"),
+        ((ROWS[:0], IDS[:0]), "at least one embedding"),
+        ((ROWS[:0].tolist(), []), r"embeddings must be \[N, D\], not \[0\]"),
+        ((ROWS[0], IDS), r"query embeddings must be \[N, D\], not \[16\]"),
+        (([["a", "b"]] * 96, IDS), "query embeddings must be numbers"),
+        (([[1.0], [1.0, 2.0]], [0, 1]), "query embeddings must be numbers"),
+        ((ROWS, IDS.float()), "whole numbers or of texts, .* not float32"),
+        ((ROWS, IDS[:, None]), r"one for each embedding, not int64 of shape \[96, 1\]"),
+        ((ROWS, [None] * 96), "not object of shape"),
+    ],
+)
+def test_other_arguments_are_refused_in_one_sentence(given, message) -> None:
+    with pytest.raises(StudyError, match=message) as refusal:
+        evaluate(*given)
+    assert "\n" not in str(refusal.value)
+
+
+def test_more_starts_of_k_means_never_fit_worse() -> None:
+    def spread(clusters: Tensor) -> float:
+        members = [ROWS[clusters == c] for c in clusters.unique()]
+        return float(sum((m - m.mean(0)).square().sum() for m in members))
+
+    for seed in range(5):
+        one, best = kmeans(ROWS, 8, seed), kmeans(ROWS, 8, seed, restarts=5)
+        assert spread(best) <= spread(one) + 1e-3
+        assert torch.equal(best, kmeans(ROWS, 8, seed, restarts=5))
 
 
 def test_metrics_that_a_test_set_leaves_undefined_are_nan() -> None:

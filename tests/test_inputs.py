@@ -1,6 +1,8 @@
 """Embedded data sets, validation folds, network inputs and augmentation."""
 
 import os
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,26 +10,33 @@ import pytest
 import torch
 
 from dmlstudy import data
-from dmlstudy.data import Activations, Augment, ImageSet, Pixels, cache_activations, official
+from dmlstudy.data import Activations, Augment, ImageSet, Pixels, cache_activations
 from dmlstudy.data.augment import augment, centre_crop
+from dmlstudy.data.releases import RELEASES, read_release
 from dmlstudy.errors import StudyError
 
 REAL = Path(os.environ.get("DMLSTUDY_DATA") or Path(__file__).parents[2] / "shared" / "data")
-REAL_COUNTS = {"omniglot": (32_460, 1_623), "cub200_2010": (6_033, 200), "cars196": (8_144, 196)}
+# Images; training and test classes; groups of the training classes, of the test classes, of both.
+REAL_COUNTS = {
+    "omniglot": (32_460, (964, 659), (30, 20, 0)),
+    "cub200_2010": (6_033, (100, 100), (48, 24, 2)),
+    "cars196": (8_144, (98, 98), (14, 35, 0)),
+}
 
 
 @pytest.mark.parametrize("name", REAL_COUNTS)
 def test_real_data_is_listed(name):
-    if not any((REAL / folder).is_dir() for folder in official.FOLDERS[name]):
+    if not any((REAL / folder).is_dir() for folder in RELEASES[name].folders):
         pytest.skip(f"{name} is not there: set DMLSTUDY_DATA to a folder that has it")
-    listing = data.OFFICIAL[name](REAL)
-    images, classes = REAL_COUNTS[name]
+    listing = read_release(name, REAL)
+    images, classes, groups = REAL_COUNTS[name]
     if name == "cars196" and listing.complete:
         images = 16_185
-    assert (len(listing.files), len(listing.classes)) == (images, classes)
-    sides = [set(listing.labels[listing.roles == role]) for role in ("train", "query")]
-    assert not sides[0] & sides[1]
-    assert list(map(len, sides)) == ([964, 659] if name == "omniglot" else [classes // 2] * 2)
+    train, test = (set(listing.labels[listing.roles == role]) for role in ("train", "query"))
+    assert (len(listing.files), (len(train), len(test))) == (images, classes)
+    assert len(listing.classes) == len(listing.groups) == sum(classes) == len(train | test)
+    own, others = ({listing.groups[c] for c in side} for side in (train, test))
+    assert (len(own), len(others), len(own & others)) == groups
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,13 @@ def test_embedded_sets_are_deterministic(name, images, classes, tmp_path):
     assert len(set(names)) == len(names) == 2 * classes
     assert one.train.classes == two.train.classes
     assert len(one.train) + len(one.query) == images
+    scripts = {"Latin", "Greek", "Cyrillic", "arrows", "mathematics"}
+    assert (
+        set(one.train.groups) == set(one.query.groups) == (scripts if name == "glyphs" else set())
+    )
+    for glyph, group in zip(one.train.classes, one.train.groups, strict=False):
+        script = unicodedata.name(glyph[-1]).split()[0].capitalize()
+        assert group == script or script not in ("Latin", "Greek", "Cyrillic")
 
 
 def test_folds_partition_the_training_classes(digits):
@@ -83,8 +99,9 @@ def test_impossible_folds(digits, fold, folds, message):
 
 
 def test_subset_relabels_in_the_order_given(digits):
-    part = digits.train.subset([3, 1])
-    assert part.classes == ("3", "1")
+    part = replace(digits.train, groups=tuple("vwxyz")).subset([3, 1])
+    assert part.classes == ("3", "1") and part.groups == ("y", "w")
+    assert digits.train.subset([3, 1]).groups == ()
     was = digits.train.labels[np.isin(digits.train.labels, [1, 3])]
     assert np.array_equal(part.labels, np.where(was == 3, 0, 1))
     assert np.array_equal(digits.train.labels[np.isin(digits.train.rows, part.rows)], was)
@@ -97,10 +114,10 @@ def seeded(seed=0):
 def test_pixels(digits):
     pixels = Pixels(digits.query, 6, Augment(flip=True))
     indices = torch.tensor([4, 0, 2])
-    plain = pixels.plain(indices)
+    plain = pixels.test_inputs(indices)
     stored = digits.query.store[digits.query.rows[[4, 0, 2]]][:, 1:7, 1:7, 0] / 255
     assert torch.allclose(plain[:, 0], torch.from_numpy(stored).float())
-    views = pixels.views(indices, 5, seeded())
+    views = pixels.augmented(indices, 5, seeded())
     assert views.shape == (15, 1, 6, 6) and len(pixels) == len(digits.query)
     for view in views.split(3):  # view-major, each image as it is or mirrored
         same, mirrored = (view == plain).all((1, 2, 3)), (view == plain.flip(3)).all((1, 2, 3))
@@ -140,14 +157,14 @@ def test_activation_cache(digits, tmp_path):
     inputs = Activations(fold.query, array)
     indices = torch.tensor([5, 1])
     rows = fold.query.rows[[5, 1]]
-    assert np.array_equal(inputs.plain(indices).numpy(), array[0, rows].astype(np.float32))
-    views = inputs.views(indices, 4, seeded()).numpy()
+    assert np.array_equal(inputs.test_inputs(indices).numpy(), array[0, rows].astype(np.float32))
+    views = inputs.augmented(indices, 4, seeded()).numpy()
     assert views.shape == (8, 64) and len(inputs) == len(fold.query)
     for i, view in enumerate(views):
         assert any(np.array_equal(view, array[v, rows[i % 2]]) for v in range(3))
-    assert np.array_equal(views, inputs.views(indices, 4, seeded()).numpy())
+    assert np.array_equal(views, inputs.augmented(indices, 4, seeded()).numpy())
     # Where there are enough cached views, those of one image differ: all three of them here.
-    three = inputs.views(indices, 3, seeded()).numpy().reshape(3, 2, 64)
+    three = inputs.augmented(indices, 3, seeded()).numpy().reshape(3, 2, 64)
     for i in range(2):
         assert sorted(v.sum() for v in three[:, i]) == sorted(
             array[v, rows[i]].astype(np.float32).sum() for v in range(3)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dmlstudy.data import pk_batches
+from dmlstudy.data.tracks import wrong_labels
 from dmlstudy.errors import StudyError
 from dmlstudy.losses.density_aware import (
     dense_region,
@@ -17,7 +18,7 @@ from dmlstudy.losses.density_aware import (
     density_centres,
 )
 from dmlstudy.methods.base import Batch, Task
-from dmlstudy.methods.density_aware import DensityAware, wrong_labels
+from dmlstudy.methods.density_aware import DensityAware
 from dmlstudy.networks import build_network
 from dmlstudy.training import EmbedAll, Recipe
 
@@ -197,68 +198,27 @@ def build(seed=0, **hyper):
     return DensityAware(build_network("convnet", channels=1, embedding_size=8), TASK, **hyper)
 
 
-def planned(method, inputs, epoch=0, seed=0):
-    labels, rng = inputs.images.labels, np.random.default_rng(seed)
-    plan = method.plan(epoch, labels, 4, 4, rng, EmbedAll(method, inputs))
+def planned(method, inputs, labels):
+    plan = method.plan(0, labels, 4, 4, np.random.default_rng(0), EmbedAll(method, inputs))
     return np.array([indices for indices, _ in plan])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.25])
-def test_the_share_of_wrong_labels_is_exact_and_grows(share):
-    labels = np.repeat(np.arange(10), 40)
-    wrong, more = (wrong_labels(labels, s, 10) != labels for s in (share, share + 0.1))
-    assert wrong.sum() == share * 400
-    assert (more | ~wrong).all()
-    assert np.unique(wrong_labels(labels, 0.5, 10)).tolist() == list(range(10))
-
-
-def test_wrong_labels_go_to_every_other_class_alike():
-    shown = wrong_labels(np.zeros(3000, dtype=np.int32), 0.999, 4)
-    counts = np.bincount(shown, minlength=4)
-    assert shown.dtype == np.int64 and counts[0] == 3
-    assert counts[1:] == pytest.approx(999, abs=100)
-
-
-def test_without_noise_batches_are_the_protocols(inputs):
+def test_batches_are_the_protocols(inputs):
     labels = inputs.images.labels
     protocol = list(pk_batches(labels, 4, 4, np.random.default_rng(0)))
-    method = build()
-    assert np.array_equal(planned(method, inputs), protocol)
-    assert method.seen.tolist() == labels.tolist()
+    assert np.array_equal(planned(build(), inputs, labels), protocol)
 
 
-def test_sampler_centres_and_loss_see_the_wrong_labels_only(inputs):
-    method = build(label_noise=0.25, quantile=1.0)
-    batches = planned(method, inputs)
-    labels, seen = torch.from_numpy(inputs.images.labels), method.seen
-    assert (seen != labels).sum() == 12
-    for indices in batches:
-        assert torch.bincount(seen[indices], minlength=6).sort().values.tolist() == [
-            0,
-            0,
-            4,
-            4,
-            4,
-            4,
-        ]
-    f = EmbedAll(method, inputs)()
+def test_centres_and_loss_follow_the_given_labels(inputs):
+    method, shown = build(quantile=1.0), wrong_labels(inputs.images.labels, 0.25, 6)
+    index = torch.from_numpy(planned(method, inputs, shown)[0])
+    f, y = EmbedAll(method, inputs)(), torch.from_numpy(shown)
     for c in range(6):
-        torch.testing.assert_close(method.centres[c], f[seen == c].mean(0))
-    index = torch.from_numpy(batches[0])
-    images = inputs.plain(index)
-    given = method.loss(Batch(images, labels[index], index))["triplet"]
-    assert given == method.loss(Batch(images, torch.zeros_like(index), index))["triplet"]
-    expected = density_aware_triplet(method.embed(images), seen[index], centres=method.centres)
-    assert given == expected
-
-
-def test_the_wrong_labels_are_the_same_for_every_seed_and_epoch(inputs):
-    seen = []
-    for seed, epoch in ((0, 0), (1, 0), (0, 2)):
-        method = build(seed, label_noise=0.2)
-        planned(method, inputs, epoch, seed)
-        seen.append(method.seen)
-    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+        torch.testing.assert_close(method.centres[c], f[y == c].mean(0))
+    images = inputs.test_inputs(index)
+    loss = method.loss(Batch(images, y[index], index))["triplet"]
+    z = method.embed(images)
+    assert loss == density_aware_triplet(z, y[index], centres=method.centres)
 
 
 def test_wrong_labels_hardly_move_the_centre():
@@ -278,15 +238,15 @@ def test_wrong_labels_hardly_move_the_centre():
 
 
 def test_outliers_are_marked_and_centres_shift(inputs):
-    method = build(quantile=0.75)
-    planned(method, inputs)
-    assert torch.bincount(method.seen[method.inside]).tolist() == [6] * 6
+    method, labels = build(quantile=0.75), torch.from_numpy(inputs.images.labels)
+    planned(method, inputs, labels.numpy())
+    assert torch.bincount(labels[method.inside]).tolist() == [6] * 6
     f = EmbedAll(method, inputs)()
-    means = density_centres(f, method.seen, classes=6, quantile=1.0, iterations=0)
+    means = density_centres(f, labels, classes=6, quantile=1.0, iterations=0)
     assert not torch.allclose(method.centres, means, atol=1e-3)
 
 
-CASES = [{}, {"quadruplet": True}, *DensityAware.controls.values()]
+CASES = [{}, {"quadruplet": True}, {"quantile": 1.0}]
 
 
 @pytest.mark.parametrize("hyper", CASES, ids=str)
@@ -299,9 +259,7 @@ def test_training_lowers_the_loss_and_resumes_exactly(hyper, resumed_exactly):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(
-    "hyper", [{"quantile": 0.0}, {"quantile": 1.1}, {"label_noise": 1.0}, {"label_noise": -0.1}]
-)
+@pytest.mark.parametrize("hyper", [{"quantile": 0.0}, {"quantile": 1.1}])
 def test_shares_out_of_range_are_refused(hyper):
     with pytest.raises(StudyError, match=next(iter(hyper))):
         build(**hyper)

@@ -210,7 +210,7 @@ def planned(method, inputs, epoch=0, seed=0, k=4):
 
 def whole(inputs, indices):
     index = torch.from_numpy(indices)
-    return Batch(inputs.plain(index), torch.from_numpy(inputs.images.labels)[index], index)
+    return Batch(inputs.test_inputs(index), torch.from_numpy(inputs.images.labels)[index], index)
 
 
 @pytest.mark.parametrize("sampler", ["policy", "uniform", "nearest"])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from dmlstudy.methods.fastap import FastAP
 
 from dmlstudy.data import Augment, Pixels
 from dmlstudy.losses.fastap import fastap, soft_histogram
 from dmlstudy.methods.base import Batch, Task
-from dmlstudy.methods.fastap import FastAP
 from dmlstudy.networks import build_network
 from dmlstudy.training import Recipe
 
@@ -145,7 +145,7 @@ def build(seed=0, **hyper):
 
 def test_bins_reach_the_loss(tiny_images):
     y = torch.from_numpy(tiny_images.labels)
-    images = Pixels(tiny_images, 8, Augment()).plain(torch.arange(48))
+    images = Pixels(tiny_images, 8, Augment()).test_inputs(torch.arange(48))
     for hyper in ({}, *FastAP.controls.values()):
         method = build(**hyper)
         f = method.embed(images)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from dmlstudy.methods.hdml import HDML
 
 from dmlstudy.errors import StudyError
 from dmlstudy.losses.hdml import (
@@ -15,7 +16,6 @@ from dmlstudy.losses.hdml import (
 )
 from dmlstudy.losses.npair import npair
 from dmlstudy.methods.base import Batch, Task
-from dmlstudy.methods.hdml import HDML
 from dmlstudy.networks import build_network
 from dmlstudy.training import Recipe, make_optimiser, train
 
@@ -157,7 +157,7 @@ def under_way(**hyper):
 @pytest.fixture
 def batch(inputs):
     index = torch.arange(len(inputs))
-    return Batch(inputs.plain(index), torch.from_numpy(inputs.images.labels), index)
+    return Batch(inputs.test_inputs(index), torch.from_numpy(inputs.images.labels), index)
 
 
 def parts(method):

@@ -176,7 +176,7 @@ def test_training_singles_out_the_other_view(inputs):
 
 def test_coinciding_views_are_counted_and_only_spread(inputs):
     """One cached view makes both views the same; with two, the views of an image are different ones."""
-    cache = inputs.plain(torch.arange(40)).numpy()[None].astype(np.float16)
+    cache = inputs.test_inputs(torch.arange(40)).numpy()[None].astype(np.float16)
     for cached, expected in ((cache, 1.0), (np.concatenate([cache, cache[..., ::-1]]), 0.0)):
         method = build()
         train(method, Activations(inputs.images, cached), LABELS, RECIPE, 0)
@@ -191,7 +191,7 @@ def test_coinciding_views_are_counted_and_only_spread(inputs):
 def test_controls_and_protocol(inputs):
     index = torch.arange(12)
     generator = torch.Generator().manual_seed(0)
-    images = inputs.views(index, 2, generator)
+    images = inputs.augmented(index, 2, generator)
     batch = Batch(images, torch.zeros(24, dtype=torch.long), index.repeat(2))
     without = build(spreading=0.0)
     f = F.normalize(without.network(images))

@@ -223,7 +223,7 @@ def build(seed=0, **hyper):
 
 def whole(inputs):
     index = torch.arange(48)
-    return Batch(inputs.plain(index), torch.from_numpy(inputs.images.labels), index)
+    return Batch(inputs.test_inputs(index), torch.from_numpy(inputs.images.labels), index)
 
 
 def test_random_classes_are_the_protocols_batches(inputs):

@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from dmlstudy.methods.snr import SNR
 
 from dmlstudy.errors import StudyError
 from dmlstudy.geometry import snr_distance, squared_distance
 from dmlstudy.losses import snr, snr_contrastive, snr_triplet, squared, zero_mean
 from dmlstudy.methods.base import Batch, Task
-from dmlstudy.methods.snr import SNR
 from dmlstudy.networks import build_network
 from dmlstudy.training import Recipe
 
@@ -205,7 +205,7 @@ def test_the_query_is_the_anchor_and_ranks_as_centred_euclid():
 
 def test_the_twin_differs_in_the_distance_alone(inputs):
     y, index = torch.from_numpy(inputs.images.labels), torch.arange(48)
-    batch = Batch(inputs.plain(index), y, index)
+    batch = Batch(inputs.test_inputs(index), y, index)
     for unit in (False, True):
         twin = build(distance="euclidean", unit=unit)
         z = twin.network(batch.images)
@@ -221,7 +221,7 @@ def test_the_twin_differs_in_the_distance_alone(inputs):
 
 def test_the_triplet_form_and_no_zero_mean(inputs):
     y, index = torch.from_numpy(inputs.images.labels), torch.arange(48)
-    batch = Batch(inputs.plain(index), y, index)
+    batch = Batch(inputs.test_inputs(index), y, index)
     method = build(form="triplet", margin=0.2, lam=0.0)
     terms = method.loss(batch)
     assert terms["triplet"] == snr_triplet(method.embed(batch.images), y, margin=0.2)

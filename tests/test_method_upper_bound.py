@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from dmlstudy.methods.upper_bound import UpperBound
 
 from dmlstudy.errors import StudyError
 from dmlstudy.losses.upper_bound import upper_bound
 from dmlstudy.methods.base import Batch, Task
-from dmlstudy.methods.upper_bound import UpperBound
 from dmlstudy.networks import build_network
 from dmlstudy.training import EmbedAll, Recipe, train
 
@@ -178,7 +178,7 @@ def test_random_centroids_are_saved_and_one_hot_ones_need_not_be():
 def test_the_loss_is_of_the_output_and_the_embedding_is_before_it(inputs):
     method = build()
     y = torch.from_numpy(inputs.images.labels)
-    batch = Batch(inputs.plain(torch.arange(48)), y, torch.arange(48))
+    batch = Batch(inputs.test_inputs(torch.arange(48)), y, torch.arange(48))
     f = method.embed(batch.images)
     expected = upper_bound(F.normalize(f @ method.layer.weight.T), y, centroids=torch.eye(6))
     torch.testing.assert_close(method.loss(batch)["upper bound"], expected)

@@ -59,7 +59,7 @@ def first_batch(method: Method, inputs: Pixels) -> Batch | None:
     epoch = Epoch(0, labels, RECIPE.p, RECIPE.k, rng, EmbedAll(method, inputs))
     for indices, tag in method.batches(epoch):
         index = torch.from_numpy(indices)
-        images = inputs.views(index, method.views, torch.Generator().manual_seed(0))
+        images = inputs.augmented(index, method.views, torch.Generator().manual_seed(0))
         y = torch.from_numpy(labels[indices]).repeat(method.views)
         method.train()
         return Batch(images, y, index.repeat(method.views), tag)

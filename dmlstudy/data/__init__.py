@@ -1,17 +1,19 @@
-"""Data sets: official layouts read, decoded once, split class-disjointly."""
+"""Data sets: official layouts read, decoded once, split class-disjointly, sampled P x K."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmlstudy.data import embedded, official
+from dmlstudy.data import embedded
 from dmlstudy.data.augment import Augment
 from dmlstudy.data.benchmark import Benchmark, ImageSet
+from dmlstudy.data.class_folders import class_folders
 from dmlstudy.data.inputs import Activations, Inputs, Pixels, cache_activations
-from dmlstudy.data.listing import Listing, to_benchmark
+from dmlstudy.data.listing import to_benchmark
+from dmlstudy.data.releases import RELEASES, read_release
 from dmlstudy.data.store import content_key
+from dmlstudy.data.tracks import Track
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.project import cache_root, data_root
 
@@ -23,6 +25,7 @@ __all__ = [
     "ImageSet",
     "Inputs",
     "Pixels",
+    "Track",
     "cache_activations",
     "cache_root",
     "content_key",
@@ -31,28 +34,11 @@ __all__ = [
     "load",
 ]
 
-EMBEDDED = {"digits": embedded.load_digits, "glyphs": embedded.load_glyphs}
-OFFICIAL: dict[str, Callable[[Path], Listing]] = {
-    "omniglot": official.omniglot,
-    "cub200_2010": official.cub200_2010,
-    "cub200_2011": official.cub200_2011,
-    "cars196": official.cars196,
-    "sop": official.sop,
-    "inshop": official.inshop,
+EMBEDDED = {
+    "digits": (embedded.load_digits, "ships inside scikit-learn"),
+    "glyphs": (embedded.load_glyphs, "drawn from matplotlib's fonts"),
 }
-DATASETS = (*EMBEDDED, *OFFICIAL)
-
-# Where each belongs under the data root, and where it comes from.
-ORIGINS = {
-    "digits": ("-", "ships inside scikit-learn"),
-    "glyphs": ("-", "drawn from matplotlib's fonts"),
-    "omniglot": ("omniglot-py/", "github.com/brendenlake/omniglot, python/images_*.zip"),
-    "cub200_2010": ("CUB_200_2010/images/", "Caltech Vision Lab: Caltech-UCSD Birds 200 (2010)"),
-    "cub200_2011": ("CUB_200_2011/", "Caltech Vision Lab: CUB-200-2011"),
-    "cars196": ("cars196/", "Stanford AI Lab: Cars dataset (cars_train, cars_test, devkit)"),
-    "sop": ("Stanford_Online_Products/", "Stanford CVGL: Stanford_Online_Products.zip"),
-    "inshop": ("In-shop/", "CUHK MMLab: DeepFashion, In-shop Clothes Retrieval Benchmark"),
-}
+DATASETS = (*EMBEDDED, *RELEASES)
 
 
 def load(
@@ -75,11 +61,11 @@ def load(
         StudyError: unknown name, data missing, incomplete or unreadable.
     """
     if name in EMBEDDED:
-        return EMBEDDED[name](size, cache)
+        return EMBEDDED[name][0](size, cache)
     if name.startswith("folder:"):
-        listing = official.class_folders(Path(name.removeprefix("folder:")).expanduser(), seed)
-    elif name in OFFICIAL:
-        listing = OFFICIAL[name](data_root(root))
+        listing = class_folders(Path(name.removeprefix("folder:")).expanduser(), seed)
+    elif name in RELEASES:
+        listing = read_release(name, data_root(root))
     else:
         raise unknown("data set", name, [*DATASETS, "folder:PATH"])
     return to_benchmark(listing, size, cache)
@@ -98,19 +84,15 @@ class Inventory:
 
 def inventory(root: Path | str | None = None) -> list[Inventory]:
     """What is there of every data set, without decoding anything."""
-    lines = []
-    for name in DATASETS:
-        folder, source = ORIGINS[name]
-        if name in EMBEDDED:
-            lines.append(Inventory(name, "embedded", "", folder, source))
-            continue
+    lines = [Inventory(name, "embedded", "", "-", origin) for name, (_, origin) in EMBEDDED.items()]
+    for name, release in RELEASES.items():
         try:
-            listing = OFFICIAL[name](data_root(root))
+            listing = read_release(name, data_root(root))
         except StudyError as error:
-            there = any((data_root(root) / f).is_dir() for f in official.FOLDERS[name])
+            there = any((data_root(root) / f).is_dir() for f in release.folders)
             state, detail = "broken" if there else "missing", str(error)
         else:
             state = "complete" if listing.complete else "partly there"
             detail = listing.completeness
-        lines.append(Inventory(name, state, detail, folder, source))
+        lines.append(Inventory(name, state, detail, f"{release.folders[0]}/", release.origin))
     return lines

@@ -20,6 +20,7 @@ class ImageSet:
         labels: int64 [N], 0..len(classes)-1, every class present.
         classes: class names; `classes[labels[i]]` names image i.
         key: content address of the store (files, size, version); derived caches use it.
+        groups: group name of each class (alphabet, bird family, script, make); () where the data set has none.
     """
 
     store: np.ndarray
@@ -27,6 +28,7 @@ class ImageSet:
     labels: np.ndarray
     classes: tuple[str, ...]
     key: str
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,6 +43,7 @@ class ImageSet:
             rows=self.rows[kept],
             labels=new_label[self.labels[kept]],
             classes=tuple(self.classes[c] for c in classes),
+            groups=tuple(self.groups[c] for c in classes if self.groups),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,14 @@ FONTS = (
     "DejaVuSerif-Bold",
     "DejaVuSerif-Italic",
 )
-# Latin, Greek, Cyrillic, arrows, mathematics; characters that a font lacks are passed over.
-BLOCKS = ((0x21, 0x7E), (0x391, 0x3C9), (0x410, 0x44F), (0x2190, 0x21FF), (0x2200, 0x22FF))
+# Code points, first and last; characters that a font lacks are passed over.
+BLOCKS = {
+    "Latin": (0x21, 0x7E),
+    "Greek": (0x391, 0x3C9),
+    "Cyrillic": (0x410, 0x44F),
+    "arrows": (0x2190, 0x21FF),
+    "mathematics": (0x2200, 0x22FF),
+}
 GLYPHS = 240
 
 
@@ -33,7 +40,8 @@ def load_digits(size: int, cache: Path | str | None = None) -> Benchmark:
         pixels, _ = _sklearn_digits()
         store[:] = _resized(pixels, size)
 
-    listing = _listing("digits", "Handwritten digits 8x8", _digit_labels(cache), range(10), 5)
+    names = [str(digit) for digit in range(10)]
+    listing = _listing("digits", "Handwritten digits 8x8", _digit_labels(cache), names)
     key = content_key(VERSION, "digits", size)
     shape = (len(listing.labels), size, size, 1)
     store = cached_array("images-digits", key, shape, "uint8", fill, cache)
@@ -59,7 +67,7 @@ def load_glyphs(size: int, cache: Path | str | None = None) -> Benchmark:
     """240 Unicode characters x 20: random font, affine map, noise; half of the characters train."""
     labels = np.repeat(np.arange(GLYPHS), PER_GLYPH)
     # Choosing the characters draws hundreds, so their code points are kept for all sizes.
-    choice = content_key(VERSION, "glyphs", FONTS, BLOCKS, GLYPHS)
+    choice = content_key(VERSION, "glyphs", FONTS, [*BLOCKS.values()], GLYPHS)
     chars = cached_array("characters-glyphs", choice, (GLYPHS,), "int64", _choose_characters, cache)
     key = content_key(choice, size, PER_GLYPH)
 
@@ -67,25 +75,19 @@ def load_glyphs(size: int, cache: Path | str | None = None) -> Benchmark:
         store[:] = _resized(_draw([chr(c) for c in chars]), size)
 
     names = [f"U+{c:04X} {chr(c)}" for c in chars]
-    listing = _listing("glyphs", "Unicode glyphs 32x32", labels, names, GLYPHS // 2)
+    groups = [block for c in chars for block, (low, high) in BLOCKS.items() if low <= c <= high]
+    listing = _listing("glyphs", "Unicode glyphs 32x32", labels, names, groups)
     shape = (len(labels), size, size, 1)
     store = cached_array("images-glyphs", key, shape, "uint8", fill, cache)
     return split(listing, store, key, shareable=True)
 
 
 def _listing(
-    name: str, title: str, labels: np.ndarray, classes: Any, train_classes: int
+    name: str, title: str, labels: np.ndarray, classes: list[str], groups: Sequence[str] = ()
 ) -> Listing:
-    return Listing(
-        name,
-        title,
-        files=(),
-        labels=labels,
-        roles=np.where(labels < train_classes, "train", "query"),
-        classes=[str(c) for c in classes],
-        channels=1,
-        completeness=f"all {len(labels):,} images, embedded",
-    )
+    roles = np.where(labels < len(classes) // 2, "train", "query")
+    completeness = f"all {len(labels):,} images, embedded"
+    return Listing(name, title, (), labels, roles, classes, 1, completeness, groups)
 
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -119,7 +121,7 @@ def _plain(char: str, font: Any) -> np.ndarray:
 def _choose_characters(chosen: np.ndarray) -> None:
     """A seeded choice of characters that every font draws and that do not look alike."""
     fonts = _fonts(48)
-    codes = [c for low, high in BLOCKS for c in range(low, high + 1)]
+    codes = [c for low, high in BLOCKS.values() for c in range(low, high + 1)]
     missing = [_plain("\uffff", font) for font in fonts]
     kept: list[int] = []
     shapes: list[np.ndarray] = []

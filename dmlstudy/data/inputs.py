@@ -21,11 +21,11 @@ class Inputs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
-        """Augmented inputs [views * B, ...], view-major."""
+    def augmented(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
+        """Randomly augmented inputs [views * B, ...], view-major, for training."""
         ...
 
-    def plain(self, indices: Tensor) -> Tensor:
+    def test_inputs(self, indices: Tensor) -> Tensor:
         """Inputs [B, ...] as at test time."""
         ...
 
@@ -54,16 +54,16 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.images)
 
-    def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
+    def augmented(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
         pixels = self._bytes(indices)
         if self.spec.moves:
             pixels = _to_unit(pixels)
-        found = [augment(pixels, self.spec, self.size, generator) for _ in range(views)]
-        one = torch.cat(found) if views > 1 else found[0]
+        drawn = [augment(pixels, self.spec, self.size, generator) for _ in range(views)]
+        together = torch.cat(drawn) if views > 1 else drawn[0]
         # Cropping and mirroring are done on bytes, a quarter of the memory.
-        return one if self.spec.moves else _to_unit(one)
+        return together if self.spec.moves else _to_unit(together)
 
-    def plain(self, indices: Tensor) -> Tensor:
+    def test_inputs(self, indices: Tensor) -> Tensor:
         return _to_unit(centre_crop(self._bytes(indices), self.size))
 
     def _bytes(self, indices: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Activations:
     def __len__(self) -> int:
         return len(self.images)
 
-    def views(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
+    def augmented(self, indices: Tensor, views: int, generator: torch.Generator) -> Tensor:
         rows = self.images.rows[indices.repeat(views).numpy()]
         if 1 < views <= len(self.cache):  # views of one image had better differ
             draws = torch.rand(len(indices), len(self.cache), generator=generator)
@@ -101,7 +101,7 @@ class Activations:
             chosen = torch.randint(len(self.cache), (len(rows),), generator=generator).numpy()
         return torch.from_numpy(self.cache[chosen, rows]).float()
 
-    def plain(self, indices: Tensor) -> Tensor:
+    def test_inputs(self, indices: Tensor) -> Tensor:
         return torch.from_numpy(self.cache[0, self.images.rows[indices.numpy()]]).float()
 
 
@@ -130,7 +130,7 @@ def cache_activations(
     """
     everything = Pixels(_whole_store(images), size, spec)
     with torch.inference_mode():
-        shape = lower(everything.plain(torch.arange(1)).to(device)).shape[1:]
+        shape = lower(everything.test_inputs(torch.arange(1)).to(device)).shape[1:]
 
     def fill(array: np.ndarray) -> None:
         starts = range(0, len(everything), batch)
@@ -147,13 +147,13 @@ def cache_activations(
 
 
 def _view(everything: Pixels, indices: Tensor, view: int, batch: int) -> Tensor:
-    plain = everything.plain(indices)
+    plain = everything.test_inputs(indices)
     if view == 0:
         return plain
     if view == 1 and everything.spec.flip:
         return plain.flip(3)
     generator = torch.Generator().manual_seed(1_000_003 * view + batch)
-    return everything.views(indices, 1, generator)
+    return everything.augmented(indices, 1, generator)
 
 
 def _whole_store(images: ImageSet) -> ImageSet:

@@ -6,7 +6,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ class Listing:
         labels: int [M], ids into `classes`.
         roles: str [M], "train", "query" or "gallery".
         channels: 1 grey, 3 colour.
+        groups: group names of the classes, none where there are no groups.
         invert: grey ink on white paper is stored bright on dark.
         completeness: counts against the official release.
         complete: whether these counts agree.
@@ -58,6 +59,7 @@ class Listing:
     classes: Sequence[str]
     channels: int
     completeness: str
+    groups: Sequence[str] = ()
     complete: bool = True
     literature: bool = False
     invert: bool = False
@@ -112,7 +114,9 @@ def split(listing: Listing, store: np.memmap, key: str, *, shareable: bool) -> B
         classes = np.unique(listing.labels[side])  # query and gallery share theirs
         rows = np.flatnonzero(listing.roles == name)
         labels = np.searchsorted(classes, listing.labels[rows])
-        return ImageSet(store, rows, labels, tuple(listing.classes[c] for c in classes), key)
+        names = tuple(listing.classes[c] for c in classes)
+        groups = tuple(listing.groups[c] for c in classes if listing.groups)
+        return ImageSet(store, rows, labels, names, key, groups)
 
     return Benchmark(
         name=listing.name,
@@ -186,17 +190,12 @@ def check_files(name: str, files: Sequence[str], source: str) -> None:
     Raises:
         StudyError: how many are missing, and the first.
     """
-    present: Callable[[str], bool] = _present_in_folders(files)
-    missing = [file for file in files if not present(file)]
+    # One listing per folder instead of one system call per file: SOP has 120,053.
+    paths = [Path(file) for file in files]
+    names = {folder: {p.name for p in folder.glob("*")} for folder in {p.parent for p in paths}}
+    missing = [path for path in paths if path.name not in names[path.parent]]
     if missing:
         raise StudyError(
             f"{len(missing):,} of {len(files):,} images of {name} named in {source} are missing "
             f"(first: {missing[0]}): extract the archive again."
         )
-
-
-def _present_in_folders(files: Sequence[str]) -> Callable[[str], bool]:
-    # One listing per folder instead of one system call per file: SOP has 120,053.
-    folders = {Path(file).parent for file in files}
-    names = {folder: {p.name for p in folder.glob("*")} for folder in folders}
-    return lambda file: Path(file).name in names[Path(file).parent]

@@ -1,4 +1,4 @@
-"""Arrays computed once and memory-mapped ever after: decoded images, cached activations."""
+"""Arrays computed once, then memory-mapped: decoded images, cached activations."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def digest(array: np.memmap) -> str:
     path = Path(str(array.filename)).with_suffix(".sha256")
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    found = hashlib.sha256(array.data).hexdigest()[:16]
+    computed = hashlib.sha256(array.data).hexdigest()[:16]
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with suppress(OSError):  # a cache that cannot be written is hashed anew each time
-        partial.write_text(found, encoding="utf-8")
+        partial.write_text(computed, encoding="utf-8")
         partial.replace(path)
-    return found
+    return computed
 
 
 def _fill(path: Path, shape: Sequence[int], dtype: str, fill: Callable[[np.ndarray], None]) -> None:

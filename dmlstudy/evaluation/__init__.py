@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmlstudy.evaluation.arguments import Labels, Rows, as_tensors
 from dmlstudy.evaluation.clustering import nmi
 from dmlstudy.evaluation.retrieval import Retrieval, retrieve
 from dmlstudy.evaluation.search import Similarity, inner_product, neighbours
@@ -46,10 +47,10 @@ class Evaluation:
 
 
 def evaluate(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor | None = None,
-    gallery_labels: Tensor | None = None,
+    query: Rows,
+    query_labels: Labels,
+    gallery: Rows | None = None,
+    gallery_labels: Labels | None = None,
     *,
     similarity: Similarity = inner_product,
     ks: Sequence[int] = (1, 2, 4, 8),
@@ -63,26 +64,34 @@ def evaluate(
 
     Args:
         query: [Q, D].
-        query_labels: int [Q].
+        query_labels: whole numbers or texts [Q].
         gallery: [G, D], or None if the queries search each other (without themselves).
-        gallery_labels: int [G].
+        gallery_labels: [G], as those of the queries.
+        similarity: of queries [Q, D] and gallery [G, D], [Q, G]; larger is nearer.
+        ks: the K of R@K.
+        nmi_seeds: k-means runs that NMI is averaged over.
+
+    Raises:
+        StudyError: as `retrieve`.
     """
-    found = retrieve(query, query_labels, gallery, gallery_labels, similarity=similarity, ks=ks)
-    pairs = ordered_pairs(query, query_labels, gallery, gallery_labels, similarity=similarity)
-    metrics = {f"R@{k}": _percent(hits) for k, hits in found.hits.items()}
+    sets = as_tensors(query, query_labels, gallery, gallery_labels)
+    retrieval = retrieve(*sets, similarity=similarity, ks=ks)
+    pairs = ordered_pairs(*sets, similarity=similarity)
+    x, y, *_ = sets
+    metrics = {f"R@{k}": _percent(hits) for k, hits in retrieval.hits.items()}
     metrics |= {
-        "R-precision": _percent(found.r_precision),
-        "MAP@R": _percent(found.map_at_r),
-        "NMI": nmi(query, query_labels, seeds=nmi_seeds),
+        "R-precision": _percent(retrieval.r_precision),
+        "MAP@R": _percent(retrieval.map_at_r),
+        "NMI": nmi(x, y, seeds=nmi_seeds),
         "AUROC": auroc(*pairs),
-        "spectrum": spectral_decay(query),
-        "density": density(query, query_labels),
-        "alignment": alignment(query, query_labels),
-        "uniformity": uniformity(query),
+        "spectrum": spectral_decay(x),
+        "density": density(x, y),
+        "alignment": alignment(x, y),
+        "uniformity": uniformity(x),
     }
     first = min(ks)
-    gap = _percent(found.optimistic[first]) - _percent(found.pessimistic[first])
-    return Evaluation(metrics, found, gap)
+    gap = _percent(retrieval.optimistic[first]) - _percent(retrieval.pessimistic[first])
+    return Evaluation(metrics, retrieval, gap)
 
 
 def _percent(scores: Tensor) -> float:

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-def kmeans(embeddings: Tensor, k: int, seed: int, restarts: int = 1) -> Tensor:
-    """Cluster ids [N] of Lloyd's k-means (faiss)."""
-    x = np.ascontiguousarray(embeddings.detach().float().numpy())
+def kmeans(features: Tensor, clusters: int, seed: int, restarts: int = 1) -> Tensor:
+    """Cluster ids int64 [N] of features [N, D] by Lloyd's k-means (faiss), the best of so many starts."""
+    x = np.ascontiguousarray(features.detach().float().numpy())
     clustering = faiss.Kmeans(
         x.shape[1],
-        k,
+        clusters,
         niter=20,
-        seed=seed,
         nredo=restarts,
+        seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=len(x),
     )

@@ -1,7 +1,7 @@
-"""Where the positives of each query rank: counted while blocks of similarities stream past, nothing is sorted.
+"""Ranks of the positives of each query, by counting over blocks of similarities; no row is sorted.
 
-All scores of retrieval follow from two numbers per positive: how many items lie ahead of it, and how many lie
-exactly level with it. Only items as near as the farthest positive that still matters are looked at.
+All scores of retrieval follow from two numbers per positive: how many items are more similar to the query, and how
+many exactly as similar. Only items as near as the farthest positive that still matters are counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ COLUMNS = 2048
 class Ranks:
     """Counts for one block of queries. `levels` are the distinct similarities of a query's positives.
 
-    Levels that turn out too far down to matter are dropped on the way, but the best of each query stays.
+    Levels with too many items ahead of them to matter are dropped, except the best of each query.
+
+    Positives at .9, .5 and .1, others at .7 and .5: the levels are .5 and .9, as .1 is not among the R = 3 nearest.
+
+    >>> ranks = Ranks(s := torch.tensor([[.9, .5, .1, .7, .5]]), torch.zeros(3).long(), torch.arange(3), deepest=1)
+    >>> ranks.count(s)
+    >>> ranks.at.tolist(), ranks.level.tolist(), ranks.ahead().tolist()
+    ([1, 1], [2, 1], [2, 0])
 
     Attributes:
         positives: [b] number of positives of each query, its R.
@@ -85,39 +92,39 @@ class Ranks:
             self._count(part, axis)
 
     def _count(self, s: Tensor, axis: int) -> None:
-        # Most rows of most blocks of a large gallery hold nothing near enough, and the maximum tells.
-        reaching = (s.amax(1 - axis) >= self._cutoff).nonzero()[:, 0]
-        if not len(reaching):
+        # In a large gallery few rows of a block have an item above the cutoff, and their maxima show which.
+        queries = (s.amax(1 - axis) >= self._cutoff).nonzero()[:, 0]
+        if not len(queries):
             return
-        # Where most rows hold something, all are looked at: that needs no copy.
-        most = 2 * len(reaching) > len(self._cutoff)
-        for rows in (torch.arange(len(self._cutoff)) if most else reaching).split(ROWS):
+        # Where most rows have one, all are taken: that needs no copy.
+        most = 2 * len(queries) > len(self._cutoff)
+        for rows in (torch.arange(len(self._cutoff)) if most else queries).split(ROWS):
             near = s.narrow(axis, int(rows[0]), len(rows)) if most else s.index_select(axis, rows)
             cutoff = self._cutoff[rows].unsqueeze(1 - axis)
             # Three times faster than comparison and nonzero of torch.
-            found = torch.from_numpy(np.flatnonzero(near.numpy() >= cutoff.numpy()))
-            query = found // near.shape[1] if axis == 0 else found % near.shape[1]
-            keys = _keys(rows.take(query), near.take(found))
+            reaching = torch.from_numpy(np.flatnonzero(near.numpy() >= cutoff.numpy()))
+            query = reaching // near.shape[1] if axis == 0 else reaching % near.shape[1]
+            keys = _keys(rows.take(query), near.take(reaching))
             # The query's highest level that the item reaches: there is one, it passed the cutoff.
             reached = torch.searchsorted(self._keys, keys, right=True) - 1
             tied = self._keys.take(reached) == keys
             where = reached + len(self._keys) * tied
             self._counts.view(-1).index_add_(0, where, torch.ones_like(where))
-            self._uncut += len(found)
+            self._uncut += len(reaching)
         # Dropping levels takes a few passes over all of them, so it waits for more items than levels.
         if self._uncut > 2 * len(self._keys):
             self._drop_levels()
 
     def _drop_levels(self) -> None:
-        """Levels with `depth` items ahead matter no more; nor does any item to a query whose best is such a one."""
-        alive = self.ahead() < self.depth
-        lost = self.scored.nonzero()[:, 0][~alive[self.best]]
-        alive[self.best] = True
-        kept = alive.nonzero()[:, 0]
+        """Drop levels with `depth` items ahead of them; a query whose best is such a level needs no more items."""
+        matters = self.ahead() < self.depth
+        decided = self.scored.nonzero()[:, 0][~matters[self.best]]
+        matters[self.best] = True
+        kept = matters.nonzero()[:, 0]
         self._keys, self.at = self._keys[kept], self.at[kept]
         self._counts = self._counts[:, kept]
         self._index_levels()
-        self._cutoff[lost] = torch.inf
+        self._cutoff[decided] = torch.inf
 
     @property
     def above(self) -> Tensor:

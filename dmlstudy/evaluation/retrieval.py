@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dmlstudy.errors import StudyError
+from dmlstudy.evaluation.arguments import Labels, Rows, as_tensors
 from dmlstudy.evaluation.search import Search, Similarity, inner_product, walk
 
 
@@ -20,7 +21,7 @@ class Retrieval:
     recall of information retrieval. All scores are expectations under a random order of exactly tied items.
 
     Attributes:
-        labels: [Q] classes of the scored queries.
+        labels: [Q] classes of the scored queries, as numbers.
         queries: [Q] their positions among all queries.
         hits: K -> [Q] expected R@K.
         optimistic: K -> [Q] R@K if every tie goes the query's way.
@@ -41,10 +42,10 @@ class Retrieval:
 
 
 def retrieve(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor | None = None,
-    gallery_labels: Tensor | None = None,
+    query: Rows,
+    query_labels: Labels,
+    gallery: Rows | None = None,
+    gallery_labels: Labels | None = None,
     *,
     similarity: Similarity = inner_product,
     ks: Sequence[int] = (1, 2, 4, 8),
@@ -53,29 +54,23 @@ def retrieve(
 
     Args:
         query: [Q, D].
-        query_labels: int [Q].
+        query_labels: whole numbers or texts [Q].
         gallery: [G, D]; the queries search each other, each without itself, when left out.
-        gallery_labels: int [G].
-        similarity: larger is nearer.
+        gallery_labels: [G], as those of the queries.
+        similarity: of queries [Q, D] and gallery [G, D], [Q, G]; larger is nearer.
         ks: the K of R@K.
 
     Raises:
         StudyError: an embedding or a similarity is not finite, rows and labels do not match, or no query
             has a positive.
     """
-    alone = gallery is None
-    if alone != (gallery_labels is None):
-        raise StudyError("A gallery and its labels go together: give both or neither.")
-    gallery = query if gallery is None else gallery
-    gallery_labels = query_labels if gallery_labels is None else gallery_labels
-    _check("query", query, query_labels)
-    if not alone:
-        _check("gallery", gallery, gallery_labels)
-    classes, order = gallery_labels.sort(stable=True)
-    wanted = query_labels.contiguous()
-    first = torch.searchsorted(classes, wanted)
-    members = torch.searchsorted(classes, wanted, right=True) - first
-    search = Search(query, gallery, similarity, alone, max(ks), order, first, members)
+    x, y, other, other_labels = as_tensors(query, query_labels, gallery, gallery_labels)
+    classes, order = (y if other_labels is None else other_labels).sort(stable=True)
+    first = torch.searchsorted(classes, y)
+    members = torch.searchsorted(classes, y, right=True) - first
+    alone = other is None
+    searched = x if other is None else other
+    search = Search(x, searched, similarity, alone, max(ks), order, first, members)
     parts = []
     for rows, ranks in walk(search):
         if ranks.scored.any():
@@ -90,28 +85,12 @@ def retrieve(
         column[order] for column in columns
     )
     return Retrieval(
-        labels=query_labels[rows],
+        labels=y[rows],
         queries=rows,
         hits={k: expected[:, i] for i, k in enumerate(ks)},
         optimistic={k: optimistic[:, i] for i, k in enumerate(ks)},
         pessimistic={k: pessimistic[:, i] for i, k in enumerate(ks)},
         r_precision=precision,
         map_at_r=mean_precision,
-        excluded=len(query) - len(rows),
+        excluded=len(x) - len(rows),
     )
-
-
-def _check(name: str, rows: Tensor, labels: Tensor) -> None:
-    if not len(rows) or len(rows) != len(labels):
-        raise StudyError(
-            f"The {name} has {len(rows)} embeddings and {len(labels)} labels: it needs at least one embedding, "
-            "and one label for each."
-        )
-    # One pass and no temporary. A sum of finite rows may overflow, so it only acquits.
-    if rows.sum().isfinite():
-        return
-    broken = int((~rows.isfinite()).any(1).sum())
-    if broken:
-        raise StudyError(
-            f"{broken} of {len(rows)} {name} embeddings are not finite: lower the learning rate."
-        )

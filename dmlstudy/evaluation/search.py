@@ -1,4 +1,4 @@
-"""How queries meet the gallery: whole rows, pairs of blocks, or a gallery that streams past; all exact."""
+"""The order of computing similarities: whole rows, pairs of blocks, or the gallery block by block; all exact."""
 
 from __future__ import annotations
 
@@ -34,19 +34,21 @@ def neighbours(
     other = query if gallery is None else gallery
     k = min(k, len(other) - (gallery is None))
     step = max(1, BLOCK // len(other))
-    found = []
+    nearest = []
     for start in range(0, len(query), step):
         s = _similarities(query[start : start + step], other, similarity)
-        if gallery is None:
-            s.diagonal(start).fill_(-torch.inf)
-        found.append(s.topk(k))
-    values, positions = zip(*found, strict=True)
+        itself = s.diagonal(start)[: len(s) if gallery is None else 0]
+        kept = itself.clone()  # the similarities may be a table of the caller's
+        itself.fill_(-torch.inf)
+        nearest.append(s.topk(k))
+        itself.copy_(kept)
+    values, positions = zip(*nearest, strict=True)
     return torch.cat(values), torch.cat(positions)
 
 
 def _similarities(query: Tensor, gallery: Tensor, similarity: Similarity) -> Tensor:
-    s = similarity(query, gallery).float()
-    # No comparison with NaN is true, so it would pass for a best positive without any rival.
+    s = similarity(query, gallery).detach().float()
+    # Every comparison with NaN is false, so a NaN positive would rank first.
     if not (s.amin().isfinite() and s.amax().isfinite()):
         raise StudyError(
             "The ranking similarity is not finite for some pairs: check the method's `similarity`, or lower "
@@ -104,12 +106,16 @@ def _by_rows(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
     step = max(1, min(BLOCK // len(search.gallery), PAIRS // most))
     for start in range(0, len(search.query), step):
         s = _similarities(search.query[start : start + step], search.gallery, search.similarity)
-        if search.alone:
-            s.diagonal(start).fill_(-torch.inf)
         queries = torch.arange(start, start + len(s))
         row, place = search.positives(queries)
-        ranks = Ranks(s, row, search.order[place], search.deepest)
+        column = search.order[place]
+        itself = s.diagonal(start)[: len(s) if search.alone else 0]
+        kept = s[row, column], itself.clone()  # the similarities may be a table of the caller's
+        itself.fill_(-torch.inf)
+        ranks = Ranks(s, row, column, search.deepest)
         ranks.count(s)
+        s[row, column] = kept[0]
+        itself.copy_(kept[1])
         yield queries, ranks
 
 
@@ -131,8 +137,8 @@ def _few_positives(search: Search) -> bool:
 def _by_gallery_blocks(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
     """(positions [b], ranks) for a gallery that is too large for whole rows of similarities, or for memory.
 
-    A block of queries meets its positives first, which gives the levels, then the gallery block by block, as it
-    lies in memory or in a mapped file, with the positives left out.
+    A block of queries is compared with its positives first, which gives the levels, then with the blocks of the
+    gallery, as they lie in memory or in a mapped file, with the positives left out.
     """
     most = max(1, int(search.members.max()))
     step = max(1, min(SIDE, PAIRS // most))
@@ -140,8 +146,9 @@ def _by_gallery_blocks(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
         x = search.query[queries]
         row, place = search.positives(queries)
         column = search.order[place]
-        found, at = column.unique(return_inverse=True)
-        level = torch.cat([x @ _padded(search.gallery[part]).T for part in found.split(WIDTH)], 1)
+        positives, at = column.unique(return_inverse=True)
+        parts = [search.gallery[part] for part in positives.split(WIDTH)]
+        level = torch.cat([x @ _padded(part).T for part in parts], 1)
         ranks = Ranks(level.float(), row, at, search.deepest)
         by_column = column.argsort()
         row, column = row[by_column], column[by_column]

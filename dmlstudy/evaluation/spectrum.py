@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmlstudy.class_means import class_means
 from dmlstudy.evaluation.search import BLOCK
 
 # Share of a singular value that counts as zero. Below it lies the rounding of float32 embeddings, which a
@@ -44,7 +45,7 @@ def density(embeddings: Tensor, labels: Tensor) -> float:
     order = position.argsort(stable=True)
     members = f[order].split(counts.tolist())
     inner = torch.stack([torch.pdist(rows).mean() for rows in members])
-    centres = torch.zeros(len(classes), f.shape[1]).index_add_(0, position, f) / counts[:, None]
+    centres = class_means(f, position, len(classes))
     # The mean over no pairs is NaN: what classes of one image, or a single class, have.
     between = torch.pdist(F.normalize(centres)).mean()
     return float(inner.nanmean() / between.clamp_min(1e-12))

@@ -50,7 +50,7 @@ def ordered_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Same-class and different-class pairs counted in `BINS` bins of rising similarity, for `auroc`.
 
-    AUROC sees only the order, so similarities are first drawn into (-1, 1), half of them into the inner half,
+    AUROC depends on the order only, so similarities are first mapped into (-1, 1), half of them into the inner half,
     by d / (|d| + m): d from their median, m its median size. With bins of equal width a few far outliers of
     an unbounded distance would leave all other pairs in one bin.
 
@@ -93,7 +93,7 @@ def _blocks(
     gallery = query if gallery is None else gallery
     step = max(1, BLOCK // len(gallery))
     for start in range(0, len(query), step):
-        yield start, similarity(query[start : start + step], gallery).float()
+        yield start, similarity(query[start : start + step], gallery).detach().float()
 
 
 def _count(

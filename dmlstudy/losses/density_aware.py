@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dmlstudy.class_means import class_means
 from dmlstudy.geometry import pair_masks, squared_distance
 from dmlstudy.losses.rows import active, mean
 from dmlstudy.ranges import Count, NonNegative, NonNegativeCount, PositiveShare
@@ -37,10 +38,10 @@ def density_centres(
     >>> [round(float(density_centres(f, y, classes=1, quantile=q, iterations=1)), 6) for q in (1, .75)]
     [1.325, 0.1]
     """
-    centres = _means(embeddings, labels, classes)
+    centres = class_means(embeddings, labels, classes)
     for _ in range(iterations):
         inside = dense_region(embeddings, labels, centres=centres, quantile=quantile)
-        centres = _means(embeddings[inside], labels[inside], classes)
+        centres = class_means(embeddings[inside], labels[inside], classes)
     return centres
 
 
@@ -70,11 +71,6 @@ def dense_region(
     last = counts.cumsum(0) - counts + kept - 1
     squared_radius = squared[order[last.clamp_max(len(labels) - 1)]]  # the clamp: empty classes
     return squared <= squared_radius[labels]
-
-
-def _means(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:
-    sums = embeddings.new_zeros(classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
-    return sums / torch.bincount(labels, minlength=classes).clamp_min(1)[:, None]
 
 
 def density_aware_triplet(

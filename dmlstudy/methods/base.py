@@ -181,7 +181,9 @@ class EmbedAll:
         self.method.eval()
         function = function or self.method.embed
         blocks = torch.arange(len(self.inputs)).split(self.step)
-        return torch.cat([function(self.inputs.plain(b).to(self.device)).cpu() for b in blocks])
+        return torch.cat(
+            [function(self.inputs.test_inputs(b).to(self.device)).cpu() for b in blocks]
+        )
 
 
 SEAMS = {

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy import losses
+from dmlstudy.class_means import class_means
 from dmlstudy.geometry import pairwise_similarity
 from dmlstudy.methods.base import Batch, Epoch, Method, TrainingSet
 from dmlstudy.ranges import Count, Momentum, NonNegative, Positive
@@ -133,10 +134,9 @@ class DiscriminativeSampling(Method):
 
     @torch.no_grad()
     def _move_centroids(self, f: Tensor, y: Tensor, momentum: float) -> None:
-        sums = torch.zeros_like(self.centroids).index_add_(0, y, f)
-        counts = torch.bincount(y, minlength=len(sums))[:, None]
-        means = sums / counts.clamp_min(1)
-        self.centroids.lerp_(means, (1 - momentum) * (counts > 0))
+        there = torch.bincount(y, minlength=len(self.centroids))[:, None] > 0
+        means = class_means(f, y, len(self.centroids))
+        self.centroids.lerp_(means, (1 - momentum) * there)
 
 
 def class_pairs(embeddings: Tensor, classes: int) -> Tensor:

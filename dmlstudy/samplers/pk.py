@@ -16,10 +16,10 @@ def pk_batches(
     other images of its class (repeated only if the class has fewer than K). Batches take a group
     from each of the P classes that have most groups left, ties at random, until fewer than P
     classes have any. So every image is drawn about once an epoch, and an epoch has about N / (P K)
-    batches. Classes with a single image are left out: they can have no positive.
+    batches. Classes with a single image are left out: they can have no positive. So are unlabelled images.
 
     Args:
-        labels: int [N].
+        labels: int [N], negative for an unlabelled image.
         p: classes per batch.
         k: images per class.
         rng: the only source of randomness.
@@ -28,7 +28,7 @@ def pk_batches(
         Indices [P*K], grouped by class.
 
     Raises:
-        StudyError: fewer than P classes have two images or more.
+        StudyError: fewer than P classes have two labelled images or more.
 
     >>> labels = np.repeat([0, 1, 2], 4)
     >>> epoch = pk_batches(labels, 3, 2, np.random.default_rng(0))
@@ -37,9 +37,10 @@ def pk_batches(
     """
     usable = [members for members in images_by_class(labels) if len(members) >= 2]
     if len(usable) < p:
+        few = bool((labels < 0).any())
         raise StudyError(
-            f"A batch of p = {p} classes needs {p} classes with two images or more, but the "
-            f"training set has {len(usable)}: lower p."
+            f"A batch of p = {p} classes needs {p} classes with two {'labelled ' * few}images or more, but the "
+            f"training set has {len(usable)}: lower p{' or raise labelled_share' * few}."
         )
     groups = [_groups(members, k, rng) for members in usable]
     # Classes wait in a bucket per number of groups left, so that dealing never sorts all classes.
@@ -66,18 +67,14 @@ def pk_batches(
 
 
 def images_by_class(labels: np.ndarray, classes: int = 0) -> list[np.ndarray]:
-    """The indices of each class' images, in order; unlabelled ones (-1) are in none.
+    """Positions of the labelled images of each class, of `classes` of them at least.
 
-    Args:
-        labels: int [N].
-        classes: how many classes there are, at least; those without images get an empty array.
-
-    >>> [members.tolist() for members in by_class(np.array([1, -1, 0, 1]), 3)]
-    [[2], [0, 3], []]
+    >>> [members.tolist() for members in images_by_class(np.array([1, -1, 3, 1]))]
+    [[], [0, 3], [], [2]]
     """
-    order = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
-    sizes = np.bincount(labels[order], minlength=classes)
-    return np.split(order, np.cumsum(sizes)[:-1])
+    labelled = np.flatnonzero(labels >= 0)
+    by_class = labelled[np.argsort(labels[labelled], kind="stable")]
+    return np.split(by_class, np.bincount(labels[labelled], minlength=classes).cumsum()[:-1])
 
 
 def _groups(members: np.ndarray, k: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -6,11 +6,12 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from dmlstudy.data import (
     ImageSet,
     Inputs,
     Pixels,
+    Track,
     cache_activations,
     cache_root,
     content_key,
@@ -40,6 +42,7 @@ class Run:
     """One trained and tested seed.
 
     Attributes:
+        labels: int [N] of the training images as the method was shown them, -1 where unlabelled.
         query, gallery: test embeddings [Q, D], [G, D]; gallery None if the queries search each other.
     """
 
@@ -49,6 +52,7 @@ class Run:
     query: Tensor
     gallery: Tensor | None
     evaluation: Evaluation
+    labels: np.ndarray
 
 
 class Experiment:
@@ -72,13 +76,28 @@ class Experiment:
         return benchmark if p.fold is None else benchmark.fold(p.fold, p.folds)
 
     def run(self, seed: int, overrides: dict[str, Any] | None = None, method: str = "") -> Run:
-        """Train (or resume) and test one seed; `overrides` of hyperparameters make a control."""
+        """Train (or resume) and test one seed.
+
+        Args:
+            overrides: hyperparameters and track keys that make a control.
+            method: another method with its defaults, instead of the settings' own.
+        """
         name = method or self.settings.method
         hyper = {} if method else self.settings.hyper | (overrides or {})
-        built, progress = self._train(seed, name, hyper)
-        return self._test(seed, built, progress)
+        track = self.protocol.track
+        track = replace(track, **{key: hyper.pop(key) for key in vars(track) if key in hyper})
+        built, progress = self._train(seed, name, hyper, track)
+        return self._test(seed, built, progress, track)
 
-    def _train(self, seed: int, name: str, hyper: dict[str, Any]) -> tuple[Method, Progress]:
+    @property
+    def realised_track(self) -> dict[str, Any]:
+        """For the record: shares of labelled and of wrongly labelled training images; {} without a track."""
+        track = self.protocol.track
+        return {} if track == Track() else {"labels": track.realised(self.benchmark.train)}
+
+    def _train(
+        self, seed: int, name: str, hyper: dict[str, Any], track: Track
+    ) -> tuple[Method, Progress]:
         """A method trained to the last epoch, from its checkpoint as far as that goes."""
         torch.manual_seed(seed)
         network = self._network()
@@ -91,8 +110,9 @@ class Experiment:
             teacher, given = kind.teacher
             self.say(f"seed {seed}  teacher first: {find_method(teacher).title}")
             # All its hyperparameters by name, so that a row of its own shares the checkpoint.
-            built.learn_from(self._train(seed, teacher, settings(teacher, given).hyper)[0])
-        path = self._checkpoint(name, hyper, seed)
+            hyper_of_teacher = settings(teacher, given).hyper
+            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track)[0])
+        path = self._checkpoint(name, hyper, track, seed)
         resume = torch.load(path, weights_only=False) if path.exists() else None
         if resume:
             print(f"seed {seed}: goes on after epoch {resume.epoch}", file=sys.stderr)
@@ -107,7 +127,7 @@ class Experiment:
         progress = train(
             built,
             train_inputs,
-            self.benchmark.train.labels,
+            track.labels(self.benchmark.train),
             self.protocol.recipe,
             seed,
             resume=resume,
@@ -120,7 +140,7 @@ class Experiment:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
         self.say(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
 
-    def _test(self, seed: int, method: Method, progress: Progress) -> Run:
+    def _test(self, seed: int, method: Method, progress: Progress, track: Track) -> Run:
         b = self.benchmark
         query = self._embed(method, b.query, "query")
         gallery = None if b.gallery is None else self._embed(method, b.gallery, "gallery")
@@ -133,7 +153,7 @@ class Experiment:
             ks=self.protocol.ks,
             nmi_seeds=self.protocol.nmi_seeds,
         )
-        return Run(seed, method, progress, query, gallery, result)
+        return Run(seed, method, progress, query, gallery, result, track.labels(b.train))
 
     def _embed(self, method: Method, images: ImageSet, role: str) -> Tensor:
         embed_all = EmbedAll(method, self._inputs(images), self.protocol.device)
@@ -142,7 +162,7 @@ class Experiment:
     @property
     def _training_set(self) -> TrainingSet:
         train = self.benchmark.train
-        return TrainingSet(len(train.classes), len(train), self.protocol.epochs)
+        return TrainingSet(len(train.classes), len(train), self.protocol.epochs, train.groups)
 
     def _network(self) -> Network:
         """The starting network; its frozen part is taken off if its activations are cached."""
@@ -187,9 +207,10 @@ class Experiment:
             self._features = EmbedAll(method, inputs, self.protocol.device)(network.features)
         return self._features
 
-    def _checkpoint(self, method: str, hyper: dict[str, Any], seed: int) -> Path:
+    def _checkpoint(self, method: str, hyper: dict[str, Any], track: Track, seed: int) -> Path:
         presentation = ("seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
-        protocol = {k: v for k, v in vars(self.protocol).items() if k not in presentation}
+        everything = vars(self.protocol) | vars(track)
+        protocol = {k: v for k, v in everything.items() if k not in presentation}
         key = content_key(
             code_fingerprint(method), torch.__version__, protocol, hyper, self.benchmark.checksum
         )

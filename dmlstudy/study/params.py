@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from dmlstudy.data import Augment
+from dmlstudy.data import Augment, Track
+from dmlstudy.data.tracks import NOISE_KINDS
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.methods import find_method, hyperparameters
 from dmlstudy.project import PROJECT
@@ -56,6 +57,11 @@ class Protocol:
         1.0, "augmentation: smallest share of the area that a random crop keeps"
     )
     shift: float = _key(0.0, "augmentation: largest shift, share of the side")
+    label_noise: float = _key(0.0, "track: share of the training labels made wrong")
+    noise_kind: str = _key(
+        "symmetric", "track: symmetric (any other class), asymmetric (a similar one)"
+    )
+    labelled_share: float = _key(1.0, "track: share of each class that stays labelled")
     p: int = _key(5, "classes per batch")
     k: int = _key(8, "images per class in a batch")
     epochs: int = _key(1, "passes over the training set; the last one is tested")
@@ -88,6 +94,10 @@ class Protocol:
             _at_least(name, getattr(self, name), 0)
         if not 0 < self.crop_area <= 1:
             raise StudyError(f"crop_area must lie in (0, 1], not {self.crop_area}.")
+        if not 0 <= self.label_noise < 1:
+            raise StudyError(f"label_noise must lie in [0, 1), not {self.label_noise}.")
+        if not 0 < self.labelled_share <= 1:
+            raise StudyError(f"labelled_share must lie in (0, 1], not {self.labelled_share}.")
         if self.crop > self.resize:
             raise StudyError(
                 f"crop = {self.crop} px is larger than resize = {self.resize} px: raise resize."
@@ -98,6 +108,7 @@ class Protocol:
                 raise StudyError(f"{name} must be a list of different whole numbers, not {values}.")
         for name, known in {
             "head_start": ("default", "pca"),
+            "noise_kind": NOISE_KINDS,
             "gallery": ("embedded", "always", "never"),
             "device": ("cpu", "cuda"),
         }.items():
@@ -107,6 +118,10 @@ class Protocol:
     @property
     def augment(self) -> Augment:
         return Augment(self.flip, self.rotate, self.crop_area, self.shift)
+
+    @property
+    def track(self) -> Track:
+        return Track(self.label_noise, self.noise_kind, self.labelled_share)
 
     @property
     def recipe(self) -> Recipe:

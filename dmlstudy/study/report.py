@@ -11,6 +11,7 @@ import torch
 from IPython.display import HTML, Code, DisplayHandle, Image, Markdown, display
 from torch import Tensor
 
+from dmlstudy.data import Track
 from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
 from dmlstudy.methods import deviations, find_method
 from dmlstudy.project import PROJECT
@@ -67,6 +68,7 @@ class Report:
             "data set": f"{b.title}: {len(b.train):,} training images of {len(b.train.classes):,} classes, "
             f"{len(b.query):,} test queries of {len(b.query.classes):,} other classes",
             "completeness": b.completeness,
+            **_track_row(self.experiment.realised_track),
             "comparable with the papers": "yes" if b.comparable else "no",
             "seeds": ", ".join(map(str, self.protocol.seeds)),
             "paper": self.method.paper,
@@ -200,6 +202,8 @@ class Report:
         b = self.benchmark
         names = list(self.runs[0].evaluation.metrics)
         classes = ~np.isnan(self._per_class(self.runs)[0])
+        track = self.experiment.realised_track
+        untracked = () if track else vars(Track())  # what has no effect is not recorded
         return records.Record(
             method=self.settings.method,
             title=self.method.title,
@@ -222,9 +226,9 @@ class Report:
                 "R@1": np.round(self._per_class(self.runs)[:, classes], 4).tolist(),
                 "baseline R@1": np.round(self._per_class(self.baselines)[:, classes], 4).tolist(),
             },
-            params={k: v for k, v in self.settings.flat.items() if k != "record"},
+            params={k: v for k, v in self.settings.flat.items() if k not in ("record", *untracked)},
             timing={"training seconds": [round(run.progress.seconds, 1) for run in self.runs]},
-            provenance=provenance(self.settings.method, b, self.protocol.device),
+            provenance=provenance(self.settings.method, b, self.protocol.device) | track,
         )
 
     @property
@@ -313,6 +317,13 @@ def source(thing: Callable[..., Any]) -> Code:
 def _mean(values: list[float]) -> str:
     mean, half = t_interval(values)
     return f"{mean:.2f}" if np.isnan(half) else f"{mean:.2f} ± {half:.2f}"
+
+
+def _track_row(track: dict[str, dict[str, float]]) -> dict[str, str]:
+    shares = {
+        name: f"{100 * share:.1f} % {name}" for name, share in track.get("labels", {}).items()
+    }
+    return {"training labels": ", ".join(shares.values())} if track else {}
 
 
 def _table(rows: dict[str, str]) -> HTML:
