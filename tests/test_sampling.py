@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError
+from dmlstudy.samplers import pk_batches
 
 
 def epoch(labels, p, k, seed=0):

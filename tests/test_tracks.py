@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dmlstudy.data import Track, pk_batches
+from dmlstudy.data import Track
 from dmlstudy.data.tracks import confused_labels, hide_labels, similar_classes, wrong_labels
 from dmlstudy.errors import StudyError
-from dmlstudy.methods import METHODS, Task
+from dmlstudy.methods import METHODS, TrainingSet
 from dmlstudy.networks import build_network
+from dmlstudy.samplers import pk_batches
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import settings
 from dmlstudy.study.report import Report
@@ -97,7 +98,7 @@ def test_a_track_follows_the_groups_and_reports_what_it_did(tiny_images):
 def test_every_method_trains_on_labelled_images_only(name, track, inputs, monkeypatch):
     def build(name):
         network = build_network("convnet", channels=1, embedding_size=8)
-        return METHODS[name](network, Task(6, 48, 2))
+        return METHODS[name](network, TrainingSet(6, 48, 2))
 
     shown, drawn, method = track.labels(inputs.images), [], build(name)
     if method.teacher:
