@@ -80,7 +80,7 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
     """Run one METHOD on one DATASET: an executed notebook and a record. Interrupted, it resumes."""
     from dmlstudy.study.notebooks import execute, source_notebook
     from dmlstudy.study.params import load_params, settings, short_name
-    from dmlstudy.study.records import load
+    from dmlstudy.study.results import load
 
     overrides = parse_overrides(p)
     if "dataset" in overrides:

@@ -9,11 +9,11 @@ import pytest
 
 from dmlstudy.errors import StudyError
 from dmlstudy.evaluation import class_bootstrap
+from dmlstudy.study.literature import load_reported
 from dmlstudy.study.ranking import as_text, controls_table, ranking
-from dmlstudy.study.records import Record
-from dmlstudy.study.rendering import DASH
-from dmlstudy.study.reported import load_reported
-from dmlstudy.study.tables import incomparable, summary_tables, write_tables
+from dmlstudy.study.results import Record
+from dmlstudy.study.summary import incomparable, summary_tables, write_tables
+from dmlstudy.study.tables import DASH
 
 ROOT = Path(__file__).parents[1]
 REPORTED = load_reported(ROOT / "params" / "reported.yaml")

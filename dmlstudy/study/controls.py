@@ -13,7 +13,7 @@ from dmlstudy.methods import find_method
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import Settings
 from dmlstudy.study.ranking import MIN_SEEDS
-from dmlstudy.study.rendering import Cell, Note, Part, Table, change
+from dmlstudy.study.tables import Cell, Note, Part, Table, change
 
 METRICS = ("R@1", "MAP@R")
 

@@ -21,7 +21,7 @@ def run_grid(datasets: Sequence[str], methods: Sequence[str], reports: str, jobs
     """
     from dmlstudy.study.params import short_name
     from dmlstudy.study.ranking import as_text, ranking
-    from dmlstudy.study.records import load_all
+    from dmlstudy.study.results import load_all
 
     folder = PROJECT / reports
     names = [short_name(dataset) for dataset in datasets]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dmlstudy.evaluation.uncertainty import Interval, class_bootstrap, t_interval
-from dmlstudy.study.records import Record
-from dmlstudy.study.rendering import DASH, Cell, Note, Part, Table, change, notebook_link, signed
+from dmlstudy.study.results import Record
+from dmlstudy.study.tables import DASH, Cell, Note, Part, Table, change, notebook_link, signed
 
 UNTRAINED = "untrained"
 MIN_SEEDS = 6  # under this many, intervals only

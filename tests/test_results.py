@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dmlstudy.errors import StudyError
-from dmlstudy.study.records import Record, load, load_all, save
+from dmlstudy.study.results import Record, load, load_all, save
 
 
 def made_up(method="margin", dataset="glyphs", **changes) -> Record:

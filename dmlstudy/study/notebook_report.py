@@ -14,11 +14,11 @@ from torch import Tensor
 from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
 from dmlstudy.methods import deviations, find_method
 from dmlstudy.project import PROJECT
-from dmlstudy.study import figures, records
+from dmlstudy.study import figures, results
 from dmlstudy.study.experiment import Experiment, Run
+from dmlstudy.study.literature import load_reported
 from dmlstudy.study.params import PARAMS, settings, short_name
 from dmlstudy.study.provenance import provenance
-from dmlstudy.study.reported import load_reported
 
 PLAIN = (bool, int, float, str, list, dict, type(None))
 IPYTHON = {"In", "Out"}
@@ -192,15 +192,15 @@ class Report:
         if self._verdict:
             self._verdict.update(Markdown(self._verdict_text()))
         if self.protocol.record:
-            records.save(self.record(), (PROJECT / self.protocol.record))
+            results.save(self.record(), PROJECT / self.protocol.record)
             print("record written")
 
-    def record(self) -> records.Record:
+    def record(self) -> results.Record:
         """This run's record."""
         b = self.benchmark
         names = list(self.runs[0].evaluation.metrics)
         classes = ~np.isnan(self._per_class(self.runs)[0])
-        return records.Record(
+        return results.Record(
             method=self.settings.method,
             title=self.method.title,
             dataset=short_name(b.name),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlstudy.errors import StudyError
-from dmlstudy.study.rendering import Note
+from dmlstudy.study.tables import Note
 
 
 @dataclass(frozen=True)
