@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -41,6 +42,13 @@ def plain_value(name: str, value: Any) -> Any:
     raise StudyError(f"{name} is a {type(value).__name__}: give a number, a text or a list.")
 
 
+def different(values: list[Any]) -> list[Any]:
+    """A validator of lists."""
+    if len(set(values)) < len(values):
+        raise ValueError("must not repeat values")
+    return values
+
+
 def mistyped(
     error: ValidationError, given: Mapping[str, Any], kinds: Mapping[str, Any]
 ) -> StudyError:
@@ -76,7 +84,8 @@ def broken(error: ValidationError) -> str:
             return f"it lacks {where}"
         case "extra_forbidden":
             return f"it has the unknown entry {where}"
-    message = faults[0]["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    message = faults[0]["msg"].removeprefix("Value error, ").partition(" after validation")[0]
+    message = re.sub(r"^(Input|List|Dictionary) should", "must", message)
     return f"{where} {message}, not {faults[0]['input']!r:.60}"
 
 

@@ -24,7 +24,7 @@ from dmlstudy.errors import StudyError, unknown
 from dmlstudy.methods import find_method, hyperparameters
 from dmlstudy.project import PROJECT
 from dmlstudy.ranges import Fold, Neighbours, Pixels, PositiveShare, Rate, Seed, Share
-from dmlstudy.study.checks import STRICT, base, mistyped, plain_value
+from dmlstudy.study.checks import STRICT, base, different, mistyped, plain_value
 from dmlstudy.training import Recipe
 
 PARAMS = PROJECT / "params"
@@ -38,13 +38,7 @@ def _listed(value: Any) -> Any:
         return value
 
 
-def _different(values: list[int]) -> list[int]:
-    if len(set(values)) < len(values):
-        raise ValueError("values repeat")
-    return values
-
-
-Several = (Len(1), BeforeValidator(_listed), AfterValidator(_different))
+Several = (Len(1), BeforeValidator(_listed), AfterValidator(different))
 
 
 def _key(default: Any, comment: str, **limits: Any) -> Any:
