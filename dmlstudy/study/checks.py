@@ -85,7 +85,7 @@ def broken(error: ValidationError) -> str:
         case "extra_forbidden":
             return f"it has the unknown entry {where}"
     message = faults[0]["msg"].removeprefix("Value error, ").partition(" after validation")[0]
-    message = re.sub(r"^(Input|List|Dictionary) should", "must", message)
+    message = re.sub(r"^\w+ should", "must", message)
     return f"{where} {message}, not {faults[0]['input']!r:.60}"
 
 
