@@ -2,82 +2,104 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+import yaml
+from annotated_types import Len
+from pydantic import BaseModel, ValidationError, model_validator
 
 from dmlstudy.errors import StudyError
+from dmlstudy.methods import find_method
+from dmlstudy.study.checks import STRICT, broken
 from dmlstudy.study.tables import Note
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A fact about a paper and how sure it is: "code", "source", "memory" or "unknown"."""
+class Claim(BaseModel):
+    """A fact about a paper and how sure it is."""
+
+    model_config = STRICT
 
     value: str = "?"
-    certainty: str = "unknown"
+    certainty: Literal["code", "source", "memory", "unknown"] = "unknown"
 
     def __str__(self) -> str:
         """A question mark follows what nobody has verified.
 
-        >>> f"{Claim('GoogLeNet', 'code')}, {Claim('512', 'memory')}, {Claim()}"
+        >>> f"{Claim(value='GoogLeNet', certainty='code')}, {Claim(value='512')}, {Claim()}"
         'GoogLeNet, 512?, ?'
         """
         sure = self.certainty in ("code", "source") or self.value == "?"
         return self.value if sure else f"{self.value}?"
 
 
-@dataclass(frozen=True)
-class Paper:
-    """One of the fourteen papers, numbered as in the Chinese summary."""
+class Paper(BaseModel):
+    """What is known of the printed results of a method's paper; the paper itself is named by the method."""
 
-    card: int
+    model_config = STRICT
+
     method: str
     name: str
-    title: str
-    authors: str
-    venue: str
-    backbone: Claim
-    dimension: Claim
-    notes: tuple[Note, ...]
+    backbone: Claim = Claim()
+    dimension: Claim = Claim()
+    notes: list[Note] = []
+
+    @property
+    def number(self) -> int:
+        """The card's number, as in the Chinese summary."""
+        return int(find_method(self.method).card)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row as printed: its label and, by metric, its values as text."""
+class Row(BaseModel):
+    """A row as printed: its label and its values, in the order of the table's metrics."""
 
-    card: int
+    model_config = STRICT
+
+    method: str
     label: str
-    values: dict[str, str]
-    notes: tuple[Note, ...]
+    values: list[str]
+    notes: list[Note] = []
 
 
-@dataclass(frozen=True)
-class ReportedTable:
+class ReportedTable(BaseModel):
     """A table as printed; `stand_ins` are data sets shown beside it in columns of their own."""
+
+    model_config = STRICT
 
     heading: str
     dataset: str
-    stand_ins: tuple[str, ...]
-    metrics: tuple[str, ...]
-    rows: tuple[Row, ...]
+    stand_ins: list[str]
+    metrics: list[str]
+    rows: list[Row]
+
+    @model_validator(mode="after")
+    def _one_value_per_metric(self) -> ReportedTable:
+        for row in self.rows:
+            if len(row.values) != len(self.metrics):
+                raise ValueError(f"row {row.label} must have one value for each of {self.metrics}")
+        return self
 
 
-@dataclass(frozen=True)
-class Reported:
-    """Papers by card number, the four tables, and what may be compared at all."""
+class Reported(BaseModel):
+    """The papers by card number, the four tables, and what may be compared at all."""
 
-    papers: dict[int, Paper]
-    tables: tuple[ReportedTable, ...]
-    groups: tuple[Note, ...]
-    general: tuple[Note, ...]
+    model_config = STRICT
+
+    papers: Annotated[list[Paper], Len(1)]
+    tables: Annotated[list[ReportedTable], Len(1)]
+    groups: list[Note]
+    general: list[Note]
+
+    def paper(self, method: str) -> Paper:
+        return next(paper for paper in self.papers if paper.method == method)
 
     def numbers(self, dataset: str, method: str) -> dict[str, float] | None:
         """The paper's values on a data set as numbers; None when it reports none there."""
         for table in self.tables:
             for row in table.rows:
-                if (table.dataset, self.papers[row.card].method) == (dataset, method):
-                    return {k: float(text) for k, text in row.values.items() if text != "-"}
+                if (table.dataset, row.method) == (dataset, method):
+                    printed = zip(table.metrics, row.values, strict=True)
+                    return {metric: float(text) for metric, text in printed if text != "-"}
         return None
 
 
@@ -87,44 +109,12 @@ def load_reported(path: Path) -> Reported:
     Raises:
         StudyError: the file is missing or is not what this module expects.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Reported(
-            papers={entry["card"]: _paper(entry) for entry in content["papers"]},
-            tables=tuple(map(_table, content["tables"])),
-            groups=tuple(Note(entry["en"], entry["zh"]) for entry in content["groups"]),
-            general=_notes({"notes": content["general"]}),
-        )
+        return Reported.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise StudyError(f"Could not read the reported results at {path}: {error}.") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, ValidationError) as error:
+        fault = broken(error) if isinstance(error, ValidationError) else error
         raise StudyError(
-            f"The reported results at {path} are malformed ({error}): restore the committed file."
+            f"The reported results at {path} are malformed ({fault}): restore the committed file."
         ) from error
-
-
-def _paper(entry: dict[str, Any]) -> Paper:
-    claims = {name: Claim(**entry.get(name, {})) for name in ("backbone", "dimension")}
-    return Paper(**{**entry, **claims, "notes": _notes(entry)})
-
-
-def _table(entry: dict[str, Any]) -> ReportedTable:
-    metrics = tuple(entry["metrics"])
-    rows = tuple(
-        Row(
-            card=row["card"],
-            label=row["label"],
-            values=dict(zip(metrics, row["values"], strict=True)),
-            notes=_notes(row),
-        )
-        for row in entry["rows"]
-    )
-    return ReportedTable(
-        entry["heading"], entry["dataset"], tuple(entry["stand_ins"]), metrics, rows
-    )
-
-
-def _notes(entry: dict[str, Any]) -> tuple[Note, ...]:
-    return tuple(Note(note["en"], note["zh"]) for note in entry.get("notes", []))

@@ -8,17 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from IPython.display import HTML, Code, DisplayHandle, Image, Markdown, display
+from IPython.display import Code, DisplayHandle, Image, Markdown, display
 from torch import Tensor
 
 from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
 from dmlstudy.methods import deviations, find_method
 from dmlstudy.project import PROJECT
 from dmlstudy.study import figures, results
+from dmlstudy.study.controls import controls_table, paired
 from dmlstudy.study.experiment import Experiment, Run
 from dmlstudy.study.literature import load_reported
 from dmlstudy.study.params import PARAMS, settings, short_name
 from dmlstudy.study.provenance import provenance
+from dmlstudy.study.tables import (
+    DASH,
+    Cell,
+    Note,
+    Part,
+    Table,
+    change,
+    interval,
+    markdown_text,
+    number,
+)
 
 PLAIN = (bool, int, float, str, list, dict, type(None))
 IPYTHON = {"In", "Out"}
@@ -57,7 +69,7 @@ class Report:
         """The result in one sentence, English and Chinese; filled in at the end of the run."""
         self._verdict = display(Markdown("*Running…*"), display_id="verdict")
 
-    def conditions(self) -> HTML:
+    def conditions(self) -> Table:
         """Data, completeness and provenance."""
         b, source = (
             self.benchmark,
@@ -77,7 +89,7 @@ class Report:
             "data checksum": source["data"],
             "device": source["device"],
         }
-        return _table(rows)
+        return _listed("conditions", rows)
 
     def train(self) -> None:
         """Train and test every seed, the untrained trunk beside it, and the method's controls."""
@@ -106,23 +118,25 @@ class Report:
         """Loss terms over epochs."""
         return figures.training_curves({run.seed: run.progress.history for run in self.runs})
 
-    def table(self) -> HTML:
+    def table(self) -> Table:
         """Every metric: reported by the paper, here (mean ± 95 % interval over seeds), untrained trunk."""
         reported = self._reported() or {}
-        rows = []
+        rows: list[list[Cell]] = []
         for name in self.runs[0].evaluation.metrics:
             here, start = self._values(self.runs, name), self._values(self.baselines, name)
-            paper = f"{reported[name]:g}" if name in reported else "—"
-            delta = np.mean(here) - np.mean(start)
-            rows.append((name, paper, _mean(here), _mean(start), f"{delta:+.2f}"))
-        heads = ("metric", "论文 reported", "本研究 here", "未训练 untrained trunk", "Δ")
+            paper = f"{reported[name]:g}" if name in reported else DASH
+            delta = change(float(np.mean(here) - np.mean(start)), digits=2)
+            rows.append(
+                [name, Part(paper, "paper"), Part(_mean(here), "ours"), _mean(start), delta]
+            )
         gap = max(run.evaluation.tie_gap for run in self.runs)
         left_out = self.runs[0].evaluation.retrieval.excluded
         note = (
-            f"R@K is the hit rate in percent. Exact ties move {self._first} by at most {gap:.2f} points; "
-            f"{left_out} queries without a positive are left out."
+            f"R@K is the hit rate in percent. Exact ties move {self._first} by at most "
+            f"{number(gap, 2)} points; {left_out} queries without a positive are left out."
         )
-        return HTML(_html_table(heads, rows) + f"<p><small>{note}</small></p>")
+        heads = ["metric", "论文 reported", "本研究 here", "未训练 untrained trunk", "Δ"]
+        return Table("metrics", heads, rows, notes=[Note(note)], lang="zh-Hans")
 
     def histograms(self) -> Image:
         """Similarities of same-class and different-class test pairs, before and after training."""
@@ -137,15 +151,15 @@ class Report:
         show = self.protocol.gallery
         if show == "never" or (show == "embedded" and not self.benchmark.shareable):
             return Markdown(
-                f"*Images of {self.benchmark.title} are not shown in a shared report; "
+                f"*Images of {markdown_text(self.benchmark.title)} are not shown in a shared report; "
                 "rerun with `gallery: always` to see them.*"
             )
-        run, found = self.runs[0], self.runs[0].evaluation.retrieval
-        order = found.map_at_r.argsort(descending=True, stable=True)
+        run, scored = self.runs[0], self.runs[0].evaluation.retrieval
+        order = scored.map_at_r.argsort(descending=True, stable=True)
         middle = np.random.default_rng(0).choice(len(order), 3, replace=False)
         chosen = [("best", order[:3]), ("random", order[np.sort(middle)]), ("worst", order[-3:])]
         rows = [
-            self._gallery_row(run, kind, int(found.queries[i]))
+            self._gallery_row(run, kind, int(scored.queries[i]))
             for kind, group in chosen
             for i in group
         ]
@@ -156,36 +170,39 @@ class Report:
         labels = torch.from_numpy(self.benchmark.query.labels)
         return figures.embedding_map(self.runs[0].query, labels)
 
-    def worst_classes(self, count: int = 5) -> HTML:
+    def worst_classes(self, count: int = 5) -> Table:
         """Test classes that are found least, mean over seeds, with the untrained trunk beside them."""
         here, start = (self._per_class(runs).mean(0) for runs in (self.runs, self.baselines))
         names = self.benchmark.query.classes
         scored = np.flatnonzero(~np.isnan(here))
         worst = scored[np.argsort(here[scored], kind="stable")][:count]
-        rows = [(names[c], f"{here[c]:.1f}", f"{start[c]:.1f}") for c in worst]
-        return HTML(_html_table(("class", f"{self._first} here", "untrained trunk"), rows))
+        rows = [(names[c], number(here[c], 2), number(start[c], 2)) for c in worst]
+        heads = ["class", f"{self._first} here", "untrained trunk"]
+        return Table("worst_classes", heads, rows)
 
-    def controls(self) -> HTML | Markdown:
+    def controls(self) -> Table | Markdown:
         """The method beside its controls, on the same seeds."""
         if not self.control_runs:
             return Markdown("*No control was run: this row has none, or `control_seeds` is 0.*")
-        n = self.protocol.control_seeds
-        names = (self._first, "R-precision", "MAP@R", "NMI")
-        compared = {
-            self.method.title: self.runs[:n],
-            **self.control_runs,
-            "untrained trunk": self.baselines[:n],
-        }
-        rows = [
-            (title, *(_mean(self._values(runs, name)) for name in names))
-            for title, runs in compared.items()
+        place = self.protocol.dataset, self.protocol.fold, self.settings.method
+        metrics = self._first, "R-precision", "MAP@R", "NMI"
+        comparisons = [
+            paired(
+                *place,
+                control,
+                metric,
+                self._values(self.runs[: len(runs)], metric),
+                self._values(runs, metric),
+            )
+            for control, runs in self.control_runs.items()
+            for metric in metrics
         ]
-        return HTML(_html_table(("", *names), rows))
+        return controls_table(comparisons, metrics, digits=2)
 
-    def parameters(self) -> HTML:
+    def parameters(self) -> Table:
         """Every parameter of this run."""
         shown = {k: v for k, v in self.settings.flat.items() if k != "record"}
-        return _table({name: repr(value) for name, value in shown.items()})
+        return _listed("parameters", {name: repr(value) for name, value in shown.items()})
 
     def finish(self) -> None:
         """Fill in the verdict and write the record, the only proof that the run succeeded."""
@@ -243,10 +260,11 @@ class Report:
         delta = np.mean(here) - np.mean(start)
         better = "better than" if delta > 0 else "worse than" if delta < 0 else "the same as"
         chinese = "高" if delta >= 0 else "低"
+        title = markdown_text(self.benchmark.title)
         return (
-            f"**{self._first} {_mean(here)}** on {self.benchmark.title}, {abs(delta):.2f} points {better} the "
-            f"untrained trunk ({_mean(start)}); {len(here)} seeds, last epoch, test classes read once.\n\n"
-            f"**{self._first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）"
+            f"**{self._first} {_mean(here)}** on {title}, {abs(delta):.2f} points {better} the "
+            f"untrained trunk ({_mean(start)}); {len(here)} seeds, last epoch, test classes read "
+            f"once.\n\n**{self._first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）"
             f"{chinese} {abs(delta):.2f} 个百分点；"
             f"{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
         )
@@ -299,10 +317,10 @@ class Report:
         )[1][0]
         kept = [int(i) for i in nearest if run.gallery is not None or int(i) != query][:5]
         label = images.labels[query]
-        found = [
+        shown = [
             (searched.store[searched.rows[i]], bool(searched.labels[i] == label)) for i in kept
         ]
-        return f"{kind}: {images.classes[label][:14]}", images.store[images.rows[query]], found
+        return f"{kind}: {images.classes[label][:14]}", images.store[images.rows[query]], shown
 
 
 def source(thing: Callable[..., Any]) -> Code:
@@ -310,20 +328,9 @@ def source(thing: Callable[..., Any]) -> Code:
     return Code(inspect.getsource(thing), language="python")
 
 
-def _mean(values: list[float]) -> str:
-    mean, half = t_interval(values)
-    return f"{mean:.2f}" if np.isnan(half) else f"{mean:.2f} ± {half:.2f}"
+def _mean(values: Sequence[float]) -> str:
+    return interval(*t_interval(values), digits=2)
 
 
-def _table(rows: dict[str, str]) -> HTML:
-    return HTML(_html_table(("", ""), list(rows.items())))
-
-
-def _html_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    import pandas as pd
-
-    frame = pd.DataFrame(rows, columns=list(heads))
-    text = frame.to_html(index=False, border=0, justify="left", header=any(heads))
-    return text.replace("<table", '<table lang="zh-Hans" style="text-align: left"').replace(
-        "<td>", '<td style="text-align: left">'
-    )
+def _listed(name: str, entries: dict[str, str]) -> Table:
+    return Table(name, ["", "value"], list(entries.items()))

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from dmlstudy.study.controls import controls_table, recorded_controls
 from dmlstudy.study.literature import Paper, Reported, ReportedTable, Row
 from dmlstudy.study.ranking import (
     Estimate,
     Link,
-    controls_table,
     estimate,
     improvement,
     ranking,
@@ -46,17 +48,15 @@ def summary_tables(
     Args:
         link: (dataset, method) -> where the executed notebook is, seen from the table.
     """
-    found = list(records)
-    return [_summary_table(table, reported, found, link) for table in reported.tables]
+    records = list(records)
+    return [_summary_table(table, reported, records, link) for table in reported.tables]
 
 
 def incomparable(reported: Reported, records: Iterable[Record]) -> Table:
     """What cannot be compared and why: reported rows, groups, and this study's stand-in data."""
-    import pandas as pd
-
     notes = [note._replace(about="Reported rows") for note in (*reported.general, *reported.groups)]
-    for paper in reported.papers.values():
-        about = f"{paper.card}. {paper.name}"
+    for paper in reported.papers:
+        about = f"{paper.number}. {paper.name}"
         notes += [note._replace(about=about) for note in paper.notes]
     for table in reported.tables:
         about = f"{table.heading}: "
@@ -65,8 +65,8 @@ def incomparable(reported: Reported, records: Iterable[Record]) -> Table:
     return Table(
         name="incomparable",
         title="不可比较之处 · What cannot be compared, and why",
-        columns=[("", "对象 · what"), ("", "why"), ("", "原因")],
-        rows=[[(Part(note.about, "ours"),), (Part(note.en),), (Part(note.zh),)] for note in notes],
+        columns=["对象 · what", "why", "原因"],
+        rows=[[Part(note.about, "ours"), note.en, note.zh] for note in notes],
         data=pd.DataFrame([(n.about, n.en, n.zh) for n in notes], columns=["what", "why", "原因"]),
         lang="zh-Hans",
     )
@@ -76,15 +76,16 @@ def write_tables(
     records: Iterable[Record], reported: Reported, folder: Path, protocol: Iterable[str] = ()
 ) -> None:
     """Markdown and CSV copies of every table in `folder`, which lies inside the reports' folder."""
-    found, protocol = list(records), tuple(protocol)
+    records, protocol = list(records), tuple(protocol)
 
     def link(dataset: str, method: str) -> str:
         return f"../{notebook_link(dataset, method)}"
 
-    tables = summary_tables(found, reported, link=link)
-    datasets = dict.fromkeys(record.dataset for record in found)
-    tables += [ranking(found, name, protocol=protocol, link=link) for name in datasets]
-    tables += [controls_table(found, link=link), incomparable(reported, found)]
+    tables = summary_tables(records, reported, link=link)
+    datasets = dict.fromkeys(record.dataset for record in records)
+    tables += [ranking(records, name, protocol=protocol, link=link) for name in datasets]
+    tables.append(controls_table(recorded_controls(records), records=records, link=link))
+    tables.append(incomparable(reported, records))
     for table in tables:
         table.write(folder)
 
@@ -104,9 +105,9 @@ def _groups(table: ReportedTable, records: list[Record]) -> list[Group]:
     others = [(table.dataset, of(table.dataset, False))]
     others += [(name, of(name, None)) for name in table.stand_ins]
     return [official] + [
-        Group(_stand_in_heading(next(iter(found.values()))), name, found, official=False)
-        for name, found in others
-        if found
+        Group(_stand_in_heading(next(iter(runs.values()))), name, runs, official=False)
+        for name, runs in others
+        if runs
     ]
 
 
@@ -117,21 +118,18 @@ def _stand_in_heading(record: Record) -> str:
 def _summary_table(
     table: ReportedTable, reported: Reported, records: list[Record], link: Link
 ) -> Table:
-    import pandas as pd
-
     groups = _groups(table, records)
     columns = [("", "Method")] + [(g.heading, metric) for g in groups for metric in table.metrics]
     rows: list[list[Cell]] = []
     data: list[dict[str, Any]] = []
     for row in table.rows:
-        paper = reported.papers[row.card]
-        cells = [_label(row, paper)]
+        cells = [_label(row, reported.paper(row.method))]
         for group in groups:
-            record = group.records.get(paper.method)
-            for metric in table.metrics:
-                printed = row.values[metric] if group.official else None
+            record = group.records.get(row.method)
+            for metric, value in zip(table.metrics, row.values, strict=True):
+                printed = value if group.official else None
                 cells.append(_cell(printed, record, metric, link))
-                place = {"row": row.label, "method": paper.method, "dataset": group.dataset}
+                place = {"row": row.label, "method": row.method, "dataset": group.dataset}
                 data.append(place | _numbers(printed, record, metric, link))
         rows.append(cells)
     return Table(
@@ -195,6 +193,6 @@ def _notes(table: ReportedTable, reported: Reported, groups: list[Group]) -> lis
         dict.fromkeys(_data_note(r) for g in groups if not g.official for r in g.records.values())
     )
     for row in table.rows:
-        remarks = (*reported.papers[row.card].notes, *row.notes)
+        remarks = (*reported.paper(row.method).notes, *row.notes)
         notes += [remark._replace(about=row.label) for remark in remarks]
     return notes + list(reported.groups)

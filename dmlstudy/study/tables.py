@@ -1,18 +1,18 @@
-"""One table as HTML for notebooks, Markdown and CSV for files, plain text for terminals."""
+"""One table as HTML for notebooks, Markdown and CSV for files, plain text for terminals; one way to write a number."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-from unicodedata import east_asian_width
+from typing import NamedTuple
 from urllib.parse import quote
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 DASH = "—"
 
@@ -32,6 +32,7 @@ STYLE = [
     (".down", "color: #d1453b; font-size: 12px"),
     ("a", "color: inherit; text-decoration: underline dotted"),
 ]
+TAGS = {"ours": "b", "paper": "small", "muted": "small"}
 
 
 class Part(NamedTuple):
@@ -50,48 +51,56 @@ class Note(NamedTuple):
     about: str = ""
 
 
-Cell = tuple[Part, ...]
+Cell = str | Part | tuple[Part, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """A table to look at and the numbers behind it.
 
     Attributes:
         name: stem of its files.
-        columns: pairs of a group's heading ("" for none) and a column's heading.
+        columns: headings, each alone or as a pair of a group's heading ("" for none) and its own.
         rows: one cell per column.
         data: the numbers, tidy.
         lang: language of headings and legend.
     """
 
     name: str
-    title: str
-    columns: Sequence[tuple[str, str]]
+    columns: Sequence[str | tuple[str, str]]
     rows: Sequence[Sequence[Cell]]
-    data: pd.DataFrame
+    title: str = ""
+    data: pd.DataFrame = field(default_factory=pd.DataFrame)
     legend: str = ""
-    notes: Sequence[Note] = field(default_factory=list)
+    notes: Sequence[Note] = ()
     lang: str = "en"
+
+    @property
+    def heads(self) -> list[tuple[str, str]]:
+        return [("", head) if isinstance(head, str) else head for head in self.columns]
+
+    @property
+    def texts(self) -> list[list[list[str]]]:
+        """The lines of every cell."""
+        return [[[part.text for part in parts(cell)] for cell in row] for row in self.rows]
 
     def html(self) -> str:
         """A table that needs nothing from outside; still readable where its style is stripped."""
-        import pandas as pd
-
-        grouped = any(group for group, _ in self.columns)
-        heads = pd.MultiIndex.from_tuples(self.columns)
-        names = heads if grouped else heads.droplevel(0)
+        heads = pd.MultiIndex.from_tuples(self.heads)
+        names = heads if any(group for group, _ in self.heads) else heads.droplevel(0)
         frame = pd.DataFrame([[_html(cell) for cell in row] for row in self.rows], columns=names)
-        starts = [i for i, (a, b) in enumerate(pairwise(self.columns), 1) if a[0] != b[0]]
+        starts = [i for i, (a, b) in enumerate(pairwise(self.heads), 1) if a[0] != b[0]]
         style = [*STYLE, *((f".col{i}", "padding-left: 36px") for i in starts)]
         styler = (
             frame.style.hide(axis="index")
             .set_uuid(self.name)  # a random one would change the notebook at each run
             .set_table_attributes(f'lang="{self.lang}"')
-            .set_caption(f"<b>{escape(self.title)}</b><small>{escape(self.legend)}</small>")
             .set_table_styles([{"selector": rule, "props": css} for rule, css in style])
-            .format_index(lambda head: escape(str(head)), axis=1)
+            .format_index(lambda head: html_text(str(head)), axis=1)
         )
+        if self.title:
+            caption = f"<b>{html_text(self.title)}</b><small>{html_text(self.legend)}</small>"
+            styler = styler.set_caption(caption)
         notes = "".join(_html_note(note) for note in self.notes)
         notes = f'<ul style="font-size: 12px; max-width: 80em">{notes}</ul>' if notes else ""
         table = styler.to_html(cell_ids=False, sparse_columns=True)
@@ -99,28 +108,31 @@ class Table:
 
     _repr_html_ = html
 
+    def __repr__(self) -> str:
+        return f"<Table {self.name}: {len(self.rows)} x {len(self.columns)}>"
+
     def markdown(self) -> str:
         """Heading, legend, pipe table and notes."""
         heads = [
-            _bar(f"{column}<br>{group}" if group else column) for group, column in self.columns
+            markdown_text(head) + (f"<br>{markdown_text(g)}" if g else "") for g, head in self.heads
         ]
-        lines = [f"## {self.title}", "", *([self.legend, ""] if self.legend else [])]
-        lines += [_pipes(heads), _pipes(["---"] * len(heads))]
-        lines += [_pipes([_markdown(cell) for cell in row]) for row in self.rows]
-        lines += ["", *(_markdown_note(note) for note in self.notes)]
-        return "\n".join(lines).rstrip() + "\n"
+        cells = [[_markdown(cell) for cell in row] for row in self.rows]
+        table = _grid(heads, cells, "github")
+        notes = [_markdown_note(note) for note in self.notes]
+        parts = [
+            f"## {markdown_text(self.title)}",
+            markdown_text(self.legend),
+            table,
+            "\n".join(notes),
+        ]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def text(self) -> str:
-        """Aligned columns for a terminal."""
-        table = [[column for _, column in self.columns]]
-        table += [[" ".join(part.text for part in cell) for cell in row] for row in self.rows]
-        widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(text + " " * (w - _width(text)) for text, w in zip(row, widths, strict=True))
-            for row in table
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([self.title, "", *(line.rstrip() for line in lines)])
+        """Title, aligned columns and notes for a terminal."""
+        cells = [[" ".join(lines) for lines in row] for row in self.texts]
+        notes = [f"{note.about} {note.en}".strip() for note in self.notes]
+        table = _grid([head for _, head in self.heads], cells, "simple")
+        return "\n\n".join(filter(None, [self.title, table, "\n".join(notes)]))
 
     def write(self, folder: Path) -> None:
         """`<name>.md` and `<name>.csv`; what is missing is an em dash in both."""
@@ -128,6 +140,42 @@ class Table:
         (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
         csv = self.data.to_csv(index=False, na_rep=DASH, float_format="%.6g")
         (folder / f"{self.name}.csv").write_text(csv, encoding="utf-8")
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with a real minus sign; an em dash for what is missing; what rounds to zero has no sign.
+
+    >>> number(3.14), number(-0.26), number(-0.04), number(float("nan"))
+    ('3.1', '−0.3', '0.0', '—')
+    """
+    if value is None or math.isnan(value):
+        return DASH
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign.
+
+    >>> signed(3.14), signed(-0.26), signed(-0.04)
+    ('+3.1', '−0.3', '0.0')
+    """
+    return ("+" if round(value, digits) > 0 else "") + number(value, digits)
+
+
+def interval(mean: float, half_width: float | None, digits: int = 1) -> str:
+    """A mean and the half width of its interval, if it has one.
+
+    >>> interval(50.0, 2.484), interval(50.0, None)
+    ('50.0 ± 2.5', '50.0')
+    """
+    half = number(half_width, digits)
+    return number(mean, digits) + ("" if half == DASH else f" ± {half}")
+
+
+def change(value: float, label: str = "", digits: int = 1) -> Part:
+    """A difference with its sign, coloured by its direction; muted when it rounds to zero."""
+    text = signed(value, digits)
+    return Part(label + text, {"+": "up", "−": "down"}.get(text[0], "muted"))
 
 
 def notebook_link(dataset: str, method: str) -> str:
@@ -139,33 +187,37 @@ def notebook_link(dataset: str, method: str) -> str:
     return quote(f"{dataset}/{method}.ipynb")
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """A difference with its sign; what rounds to zero has none.
+def parts(cell: Cell) -> tuple[Part, ...]:
+    """The lines of a cell; a text alone is one."""
+    if isinstance(cell, str):
+        return (Part(cell),)
+    return (cell,) if isinstance(cell, Part) else cell
 
-    >>> signed(3.14), signed(-0.26), signed(-0.04)
-    ('+3.1', '−0.3', '0.0')
+
+def html_text(text: str) -> str:
+    """`text` as it stands: no tag, and no formula, which notebooks would see between two dollars."""
+    return escape(text).replace("$", "<span>$</span>")
+
+
+def markdown_text(text: str) -> str:
+    r"""`text` as it stands: no tag, no formula, no emphasis, no new column.
+
+    >>> print(markdown_text("a|b*c <b> $x$ multi_similarity [1.2, 3.4]"))
+    a\|b\*c &lt;b&gt; \$x\$ multi_similarity [1.2, 3.4]
     """
-    value = round(value, digits)
-    sign = "+" if value > 0 else "−" if value < 0 else ""
-    return f"{sign}{abs(value):.{digits}f}"
-
-
-def change(value: float, label: str = "") -> Part:
-    """A difference with its sign, coloured by its direction; muted when it rounds to zero."""
-    text = signed(value)
-    return Part(label + text, {"+": "up", "−": "down"}.get(text[0], "muted"))
+    text = re.sub(r"([\\`*$|]|\b_|_\b|\](?=[(\[]))", r"\\\1", text)
+    return escape(text, quote=False).replace("\n", " ")
 
 
 def _html(cell: Cell) -> str:
-    tags = {"": "span", "ours": "b", "paper": "small", "muted": "small"}
-    parts = []
-    for part in cell:
-        text = _unbroken(escape(part.text))
+    lines = []
+    for part in parts(cell):
+        text = _unbroken(html_text(part.text))
         if part.link:
             text = f'<a href="{escape(part.link)}">{text}</a>'
-        tag = tags.get(part.kind, "span")
-        parts.append(f'<{tag} class="{part.kind}">{text}</{tag}>')
-    return "<br>".join(parts)
+        tag = TAGS.get(part.kind, "span")
+        lines.append(f'<{tag} class="{part.kind}">{text}</{tag}>' if part.kind else text)
+    return "<br>".join(lines)
 
 
 def _unbroken(text: str) -> str:
@@ -174,32 +226,25 @@ def _unbroken(text: str) -> str:
 
 
 def _markdown(cell: Cell) -> str:
-    parts = []
-    for part in cell:
-        text = _bar(escape(part.text, quote=False))
+    lines = []
+    for part in parts(cell):
+        text = markdown_text(part.text)
         text = f"[{text}]({part.link})" if part.link else text
-        parts.append(f"**{text}**" if part.kind == "ours" else text)
-    return "<br>".join(parts)
+        lines.append(f"**{text}**" if part.kind == "ours" else text)
+    return "<br>".join(lines)
 
 
 def _html_note(note: Note) -> str:
-    about = f"<b>{escape(note.about)}</b> " if note.about else ""
-    chinese = f'<br><span lang="zh-Hans">{escape(note.zh)}</span>' if note.zh else ""
-    return f'<li>{about}<span lang="en">{escape(note.en)}</span>{chinese}</li>'
+    about = f"<b>{html_text(note.about)}</b> " if note.about else ""
+    chinese = f'<br><span lang="zh-Hans">{html_text(note.zh)}</span>' if note.zh else ""
+    return f'<li>{about}<span lang="en">{html_text(note.en)}</span>{chinese}</li>'
 
 
 def _markdown_note(note: Note) -> str:
-    return f"- {f'**{note.about}** ' if note.about else ''}{note.en} {note.zh}".rstrip()
+    about = f"**{markdown_text(note.about)}** " if note.about else ""
+    return f"- {about}{markdown_text(note.en)} {markdown_text(note.zh)}".rstrip()
 
 
-def _bar(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _width(text: str) -> int:
-    """Columns that a text takes in a terminal, where Chinese characters take two."""
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+def _grid(heads: list[str], cells: list[list[str]], form: str) -> str:
+    frame = pd.DataFrame(cells, columns=range(len(heads)))
+    return frame.to_markdown(index=False, headers=heads, tablefmt=form, disable_numparse=True)
