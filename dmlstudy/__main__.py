@@ -131,10 +131,10 @@ def controls(
     from dmlstudy.study.params import load_params, settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
-    comparisons = list(compare(chosen, log=print))
-    print("\n" + controls_table(comparisons, METRICS).text())
+    compared = compare(chosen, log=print)
+    print("\n" + controls_table(compared, METRICS).text())
     if out:
-        append(Path(out), comparisons)
+        append(Path(out), compared)
 
 
 @app.command()

@@ -44,12 +44,12 @@ def test_a_method_meets_its_controls_seed_by_seed_on_validation_classes(tmp_path
     monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
     smoke = {"fold": 0, "folds": 2, "p": 2, "epochs": 1, "seeds": [3, 4]}
     chosen = settings("fastap", load_params("fastap", "digits", smoke))
-    comparisons = list(compare(chosen, log=lambda line: None))
+    compared = compare(chosen, log=lambda line: None)
     controls = METHODS["fastap"].controls
-    assert [(c.control, c.metric) for c in comparisons] == [
+    assert [(c.control, c.metric) for c in compared] == [
         (n, m) for n in controls for m in ("R@1", "MAP@R")
     ]
-    first = comparisons[0]
+    first = compared[0]
     experiment = Experiment(chosen, log=lambda line: None)
     own, other = (
         [experiment.run(seed, hyper).evaluation.metrics["R@1"] for seed in (3, 4)]

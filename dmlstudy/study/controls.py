@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from dmlstudy.study.results import Record
 from dmlstudy.study.tables import Cell, Note, Part, Table, change, number
 
 METRICS = ("R@1", "MAP@R")
+Scores = Mapping[str, Sequence[float]]  # by metric, one value per seed
 
 
 @dataclass(frozen=True)
@@ -50,48 +51,46 @@ class Comparison:
         return "yes" if self.difference > 0 else "no"
 
 
-def compare(settings: Settings, log: Callable[[str], None]) -> Iterator[Comparison]:
-    """Train the method and each of its controls with the same seeds; one comparison per control and metric.
+def comparisons(
+    dataset: str, fold: int | None, method: str, own: Scores, controls: Mapping[str, Scores]
+) -> list[Comparison]:
+    """A method less each of its controls by each metric; controls may have run on the first few seeds only."""
+    compared = []
+    for control, scores in controls.items():
+        for metric in [name for name in scores if name in own]:
+            pairs = list(zip(own[metric], scores[metric], strict=False))
+            difference, half_width = t_interval([a - b for a, b in pairs])
+            with_idea, control_value = (fmean(column) for column in zip(*pairs, strict=True))
+            values = with_idea, control_value, difference, half_width
+            compared.append(Comparison(dataset, fold, method, control, metric, len(pairs), *values))
+    return compared
+
+
+def compare(settings: Settings, log: Callable[[str], None]) -> list[Comparison]:
+    """Train the method and each of its controls with the same seeds.
 
     Args:
         settings: with a validation fold, so that no test class is read.
         log: takes progress lines.
     """
     experiment = Experiment(settings, log=lambda line: None)
-    protocol, name = settings.protocol, settings.method
+    protocol, method = settings.protocol, settings.method
     assert protocol.fold is not None
 
-    def scores(overrides: dict[str, object]) -> dict[str, list[float]]:
+    def scores(title: str, overrides: dict[str, object]) -> Scores:
+        log(f"{method}, {title}: {len(protocol.seeds)} seeds")
         runs = [experiment.run(seed, overrides).evaluation.metrics for seed in protocol.seeds]
         return {metric: [scores[metric] for scores in runs] for metric in METRICS}
 
-    log(f"{name}: {len(protocol.seeds)} seeds")
-    own = scores({})
-    for control, overrides in find_method(name).controls.items():
-        log(f"{name}, control: {control}")
-        other = scores(overrides)
-        for metric in METRICS:
-            place = protocol.dataset, protocol.fold, name, control, metric
-            yield paired(*place, own[metric], other[metric])
+    own = scores("as it is", {})
+    controls = {
+        name: scores(f"control {name}", overrides)
+        for name, overrides in find_method(method).controls.items()
+    }
+    return comparisons(protocol.dataset, protocol.fold, method, own, controls)
 
 
-def paired(
-    dataset: str,
-    fold: int | None,
-    method: str,
-    control: str,
-    metric: str,
-    own: Sequence[float],
-    other: Sequence[float],
-) -> Comparison:
-    """A method less a control, seed by seed."""
-    differences = [a - b for a, b in zip(own, other, strict=True)]
-    means = fmean(own), fmean(other)
-    place = dataset, fold, method, control, metric
-    return Comparison(*place, len(differences), *means, *t_interval(differences))
-
-
-def append(path: Path, comparisons: Sequence[Comparison]) -> None:
+def append(path: Path, compared: Sequence[Comparison]) -> None:
     """Add rows to a CSV file, with a header if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
@@ -99,7 +98,7 @@ def append(path: Path, comparisons: Sequence[Comparison]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         if fresh:
             writer.writerow([*(f.name for f in fields(Comparison)), "beats its control"])
-        for row in comparisons:
+        for row in compared:
             # Floats with all their digits: a rounded interval may decide otherwise when it is read back.
             writer.writerow([*astuple(row), row.verdict])
 
@@ -118,19 +117,16 @@ def read(path: Path) -> list[Comparison]:
 
 
 def recorded_controls(records: Iterable[Record]) -> list[Comparison]:
-    """Each finished run against its own control runs, on the test classes and on the seeds of both."""
+    """Each finished run less its own control runs, on the test classes."""
     return [
-        # Controls run on the first of the seeds, often not on all.
-        paired(r.dataset, None, r.method, control, metric, r.metrics[metric][: len(other)], other)
+        comparison
         for r in records
-        for control, scores in r.controls.items()
-        for metric, other in scores.items()
-        if metric in r.metrics
+        for comparison in comparisons(r.dataset, None, r.method, r.metrics, r.controls)
     ]
 
 
 def controls_table(
-    comparisons: Iterable[Comparison],
+    compared: Iterable[Comparison],
     metrics: Sequence[str] = ("R@1",),
     *,
     name: str = "controls",
@@ -146,7 +142,7 @@ def controls_table(
         records: where names of data sets and methods for people come from; others are written as they are.
         link: (dataset, method) -> where the executed notebook is.
     """
-    chosen = [c for c in comparisons if c.metric in metrics]
+    chosen = [c for c in compared if c.metric in metrics]
     titles = {method: kind.title for method, kind in METHODS.items()}
     for record in records:
         titles |= {record.dataset: record.dataset_title, record.method: record.title}

@@ -15,11 +15,12 @@ from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
 from dmlstudy.methods import deviations, find_method
 from dmlstudy.project import PROJECT
 from dmlstudy.study import figures, results
-from dmlstudy.study.controls import controls_table, paired
+from dmlstudy.study.controls import comparisons, controls_table
 from dmlstudy.study.experiment import Experiment, Run
 from dmlstudy.study.literature import load_reported
 from dmlstudy.study.params import PARAMS, settings, short_name
 from dmlstudy.study.provenance import provenance
+from dmlstudy.study.results import PERCENT
 from dmlstudy.study.tables import (
     DASH,
     Cell,
@@ -30,6 +31,7 @@ from dmlstudy.study.tables import (
     interval,
     markdown_text,
     number,
+    signed,
 )
 
 PLAIN = (bool, int, float, str, list, dict, type(None))
@@ -71,10 +73,8 @@ class Report:
 
     def conditions(self) -> Table:
         """Data, completeness and provenance."""
-        b, source = (
-            self.benchmark,
-            provenance(self.settings.method, self.benchmark, self.protocol.device),
-        )
+        b = self.benchmark
+        source = provenance(self.settings.method, b, self.protocol.device)
         rows = {
             "data set": f"{b.title}: {len(b.train):,} training images of {len(b.train.classes):,} classes, "
             f"{len(b.query):,} test queries of {len(b.query.classes):,} other classes",
@@ -122,13 +122,13 @@ class Report:
         """Every metric: reported by the paper, here (mean ± 95 % interval over seeds), untrained trunk."""
         reported = self._reported() or {}
         rows: list[list[Cell]] = []
-        for name in self.runs[0].evaluation.metrics:
-            here, start = self._values(self.runs, name), self._values(self.baselines, name)
-            paper = f"{reported[name]:g}" if name in reported else DASH
-            delta = change(float(np.mean(here) - np.mean(start)), digits=2)
-            rows.append(
-                [name, Part(paper, "paper"), Part(_mean(here), "ours"), _mean(start), delta]
-            )
+        for name, here in self._scores(self.runs).items():
+            start = self._values(self.baselines, name)
+            paper = Part(f"{reported[name]:g}" if name in reported else DASH, "paper")
+            delta = float(np.mean(here) - np.mean(start))
+            # Of what is not in percent, more is not better.
+            moved = change(delta, digits=2) if name.startswith(PERCENT) else signed(delta, 2)
+            rows.append([name, paper, Part(_mean(here), "ours"), _mean(start), moved])
         gap = max(run.evaluation.tie_gap for run in self.runs)
         left_out = self.runs[0].evaluation.retrieval.excluded
         note = (
@@ -158,12 +158,8 @@ class Report:
         order = scored.map_at_r.argsort(descending=True, stable=True)
         middle = np.random.default_rng(0).choice(len(order), 3, replace=False)
         chosen = [("best", order[:3]), ("random", order[np.sort(middle)]), ("worst", order[-3:])]
-        rows = [
-            self._gallery_row(run, kind, int(scored.queries[i]))
-            for kind, group in chosen
-            for i in group
-        ]
-        return figures.gallery(rows)
+        queries = [(kind, int(scored.queries[i])) for kind, group in chosen for i in group]
+        return figures.gallery([self._gallery_row(run, *query) for query in queries])
 
     def map(self) -> Image:
         """Ten test classes in the first two principal components of the embedding."""
@@ -185,19 +181,10 @@ class Report:
         if not self.control_runs:
             return Markdown("*No control was run: this row has none, or `control_seeds` is 0.*")
         place = self.protocol.dataset, self.protocol.fold, self.settings.method
+        controls = {name: self._scores(runs) for name, runs in self.control_runs.items()}
+        compared = comparisons(*place, self._scores(self.runs), controls)
         metrics = self._first, "R-precision", "MAP@R", "NMI"
-        comparisons = [
-            paired(
-                *place,
-                control,
-                metric,
-                self._values(self.runs[: len(runs)], metric),
-                self._values(runs, metric),
-            )
-            for control, runs in self.control_runs.items()
-            for metric in metrics
-        ]
-        return controls_table(comparisons, metrics, digits=2)
+        return controls_table(compared, metrics, digits=2)
 
     def parameters(self) -> Table:
         """Every parameter of this run."""
@@ -215,7 +202,6 @@ class Report:
     def record(self) -> results.Record:
         """This run's record."""
         b = self.benchmark
-        names = list(self.runs[0].evaluation.metrics)
         classes = ~np.isnan(self._per_class(self.runs)[0])
         return results.Record(
             method=self.settings.method,
@@ -223,16 +209,13 @@ class Report:
             dataset=short_name(b.name),
             dataset_title=b.title,
             seeds=list(self.protocol.seeds),
-            metrics={name: self._values(self.runs, name) for name in names},
-            baseline={name: self._values(self.baselines, name) for name in names},
+            metrics=self._scores(self.runs),
+            baseline=self._scores(self.baselines),
             comparable=b.comparable,
             completeness=b.completeness,
             reported=self._reported(),
             deviations=deviations(self.runs[0].method),
-            controls={
-                title: {name: self._values(runs, name) for name in names}
-                for title, runs in self.control_runs.items()
-            },
+            controls={title: self._scores(runs) for title, runs in self.control_runs.items()},
             per_class={
                 "classes": [c for c, there in zip(b.query.classes, classes, strict=True) if there],
                 "queries": [int(n) for n in self._queries_per_class()[classes]],
@@ -253,10 +236,7 @@ class Report:
         return reported.numbers(self.benchmark.name, self.settings.method)
 
     def _verdict_text(self) -> str:
-        here, start = (
-            self._values(self.runs, self._first),
-            self._values(self.baselines, self._first),
-        )
+        here, start = (self._values(runs, self._first) for runs in (self.runs, self.baselines))
         delta = np.mean(here) - np.mean(start)
         better = "better than" if delta > 0 else "worse than" if delta < 0 else "the same as"
         chinese = "高" if delta >= 0 else "低"
@@ -272,6 +252,9 @@ class Report:
     @staticmethod
     def _values(runs: list[Run], name: str) -> list[float]:
         return [run.evaluation.metrics[name] for run in runs]
+
+    def _scores(self, runs: list[Run]) -> dict[str, list[float]]:
+        return {name: self._values(runs, name) for name in runs[0].evaluation.metrics}
 
     def _queries_per_class(self) -> np.ndarray:
         return np.bincount(
