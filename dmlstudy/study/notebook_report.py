@@ -89,7 +89,7 @@ class Report:
             "data checksum": source["data"],
             "device": source["device"],
         }
-        return _listed("conditions", rows)
+        return Table("conditions", ["", "value"], list(rows.items()))
 
     def train(self) -> None:
         """Train and test every seed, the untrained trunk beside it, and the method's controls."""
@@ -122,8 +122,9 @@ class Report:
         """Every metric: reported by the paper, here (mean ± 95 % interval over seeds), untrained trunk."""
         reported = self._reported() or {}
         rows: list[list[Cell]] = []
+        baselines = self._scores(self.baselines)
         for name, here in self._scores(self.runs).items():
-            start = self._values(self.baselines, name)
+            start = baselines[name]
             paper = Part(f"{reported[name]:g}" if name in reported else DASH, "paper")
             delta = float(np.mean(here) - np.mean(start))
             # Of what is not in percent, more is not better.
@@ -173,8 +174,7 @@ class Report:
         scored = np.flatnonzero(~np.isnan(here))
         worst = scored[np.argsort(here[scored], kind="stable")][:count]
         rows = [(names[c], number(here[c], 2), number(start[c], 2)) for c in worst]
-        heads = ["class", f"{self._first} here", "untrained trunk"]
-        return Table("worst_classes", heads, rows)
+        return Table("worst_classes", ["class", f"{self._first} here", "untrained trunk"], rows)
 
     def controls(self) -> Table | Markdown:
         """The method beside its controls, on the same seeds."""
@@ -188,8 +188,8 @@ class Report:
 
     def parameters(self) -> Table:
         """Every parameter of this run."""
-        shown = {k: v for k, v in self.settings.flat.items() if k != "record"}
-        return _listed("parameters", {name: repr(value) for name, value in shown.items()})
+        rows = [(k, repr(v)) for k, v in self.settings.flat.items() if k != "record"]
+        return Table("parameters", ["", "value"], rows)
 
     def finish(self) -> None:
         """Fill in the verdict and write the record, the only proof that the run succeeded."""
@@ -236,7 +236,7 @@ class Report:
         return reported.numbers(self.benchmark.name, self.settings.method)
 
     def _verdict_text(self) -> str:
-        here, start = (self._values(runs, self._first) for runs in (self.runs, self.baselines))
+        here, start = (self._scores(runs)[self._first] for runs in (self.runs, self.baselines))
         delta = np.mean(here) - np.mean(start)
         better = "better than" if delta > 0 else "worse than" if delta < 0 else "the same as"
         chinese = "高" if delta >= 0 else "低"
@@ -249,44 +249,26 @@ class Report:
             f"{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
         )
 
-    @staticmethod
-    def _values(runs: list[Run], name: str) -> list[float]:
-        return [run.evaluation.metrics[name] for run in runs]
-
     def _scores(self, runs: list[Run]) -> dict[str, list[float]]:
-        return {name: self._values(runs, name) for name in runs[0].evaluation.metrics}
+        metrics = runs[0].evaluation.metrics
+        return {name: [run.evaluation.metrics[name] for run in runs] for name in metrics}
 
     def _queries_per_class(self) -> np.ndarray:
-        return np.bincount(
-            self.runs[0].evaluation.retrieval.labels.numpy(),
-            minlength=len(self.benchmark.query.classes),
-        )
+        labels = self.runs[0].evaluation.retrieval.labels.numpy()
+        return np.bincount(labels, minlength=len(self.benchmark.query.classes))
 
     def _per_class(self, runs: list[Run]) -> np.ndarray:
         """R@1 of each test class in percent, [seeds, classes]; NaN where no query could be scored."""
-        counts = self._queries_per_class()
-        k = min(self.protocol.ks)
-        sums = [
-            np.bincount(
-                run.evaluation.retrieval.labels.numpy(),
-                weights=run.evaluation.retrieval.hits[k].numpy(),
-                minlength=len(counts),
-            )
-            for run in runs
-        ]
+        counts, k = self._queries_per_class(), min(self.protocol.ks)
+        scored = [run.evaluation.retrieval for run in runs]
+        sums = [np.bincount(r.labels.numpy(), r.hits[k].numpy(), len(counts)) for r in scored]
         return 100 * np.stack(sums) / np.where(counts, counts, np.nan)
 
     def _pair_histogram(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-        b = self.benchmark
-        gallery_labels = None if b.gallery is None else torch.from_numpy(b.gallery.labels)
-        return pair_histograms(
-            run.query,
-            torch.from_numpy(b.query.labels),
-            run.gallery,
-            gallery_labels,
-            similarity=run.method.similarity,
-            bins=80,
-        )
+        labels, gallery = torch.from_numpy(self.benchmark.query.labels), self.benchmark.gallery
+        searched = run.gallery, None if gallery is None else torch.from_numpy(gallery.labels)
+        similarity = run.method.similarity
+        return pair_histograms(run.query, labels, *searched, similarity=similarity, bins=80)
 
     def _gallery_row(
         self, run: Run, kind: str, query: int
@@ -295,9 +277,8 @@ class Report:
         searched = self.benchmark.gallery or images
         # One more than shown: without a gallery of its own, the query finds itself.
         other = run.query if run.gallery is None else run.gallery
-        nearest = neighbours(
-            run.query[query : query + 1], other, 6, similarity=run.method.similarity
-        )[1][0]
+        one, similarity = run.query[query : query + 1], run.method.similarity
+        nearest = neighbours(one, other, 6, similarity=similarity)[1][0]
         kept = [int(i) for i in nearest if run.gallery is not None or int(i) != query][:5]
         label = images.labels[query]
         shown = [
@@ -313,7 +294,3 @@ def source(thing: Callable[..., Any]) -> Code:
 
 def _mean(values: Sequence[float]) -> str:
     return interval(*t_interval(values), digits=2)
-
-
-def _listed(name: str, entries: dict[str, str]) -> Table:
-    return Table(name, ["", "value"], list(entries.items()))
