@@ -69,8 +69,8 @@ NUMBERS = [
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"trunk": "resnet5"}, "did you mean 'resnet50'"),
         ({"pool": "mean"}, "Unknown pool 'mean'"),
-        ({"lr": object()}, "lr is a object: give a number, a text or a list"),
-        ({"seeds": {1}}, "seeds is a set: give"),
+        ({"lr": object()}, "lr is of type object: give a number, a text or a list"),
+        ({"seeds": {1}}, "seeds is of type set: give"),
     ],
 )
 def test_mistakes_are_named(given, message):

@@ -39,7 +39,7 @@ def plain_value(name: str, value: Any) -> Any:
         return {str(key): plain_value(f"{name}.{key}", entry) for key, entry in value.items()}
     if isinstance(value, PurePath):
         return str(value)
-    raise StudyError(f"{name} is a {type(value).__name__}: give a number, a text or a list.")
+    raise StudyError(f"{name} is of type {type(value).__name__}: give a number, a text or a list.")
 
 
 def different(values: list[Any]) -> list[Any]:
@@ -63,11 +63,8 @@ def mistyped(
     if isinstance(value, str) and (known := choices(kind)):
         return unknown(name, value, known)
     wanted = described(kind)
-    hint = (
-        " (YAML reads 1e-4 as text: write 1.0e-4)"
-        if isinstance(value, str) and "float" in wanted
-        else ""
-    )
+    as_text = isinstance(value, str) and "float" in wanted
+    hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if as_text else ""
     return StudyError(f"Parameter {name} must be {wanted}, not {value!r:.60}{hint}.")
 
 
@@ -140,4 +137,4 @@ def _in_range(kind: Any, limits: tuple[Any, ...]) -> str:
         return described(kind)
     if high == math.inf:
         return f"{described(kind)} {'of at least' if left == '[' else 'above'} {low}"
-    return f"{kind.__name__} in {left}{low}, {high}{right}"
+    return f"{described(kind).removeprefix('finite ')} in {left}{low}, {high}{right}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
@@ -18,6 +17,7 @@ from dmlstudy.study.ranking import MIN_SEEDS, Link
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import Cell, Note, Part, Table, change, number
 
+DECIDED = "beats its control"
 METRICS = ("R@1", "MAP@R")
 Scores = Mapping[str, Sequence[float]]  # by metric, one value per seed
 
@@ -93,27 +93,17 @@ def compare(settings: Settings, log: Callable[[str], None]) -> list[Comparison]:
 def append(path: Path, compared: Sequence[Comparison]) -> None:
     """Add rows to a CSV file, with a header if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow([*(f.name for f in fields(Comparison)), "beats its control"])
-        for row in compared:
-            # Floats with all their digits: a rounded interval may decide otherwise when it is read back.
-            writer.writerow([*astuple(row), row.verdict])
+    # Floats with all their digits: a rounded interval may decide otherwise when it is read back.
+    frame = pd.DataFrame(compared).assign(**{DECIDED: [c.verdict for c in compared]})
+    frame.to_csv(path, mode="a", header=not path.exists(), index=False, na_rep="nan")
 
 
 def read(path: Path) -> list[Comparison]:
     """The rows of such a file; none if there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    convert = {"str": str, "int": int, "int | None": int, "float": float}
-    return [
-        Comparison(**{f.name: convert[str(f.type)](row[f.name]) for f in fields(Comparison)})
-        for row in rows
-    ]
+    frame = pd.read_csv(path, float_precision="round_trip").drop(columns=DECIDED)
+    return [Comparison(*row) for row in frame.itertuples(index=False)]
 
 
 def recorded_controls(records: Iterable[Record]) -> list[Comparison]:

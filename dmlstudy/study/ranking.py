@@ -56,38 +56,25 @@ def improvement(record: Record, metric: str) -> float | None:
     return float(np.mean(record.metrics[metric]) - np.mean(record.baseline[metric]))
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A candidate of the ranking: a record, or the untrained trunk read off its baseline."""
+def untrained(record: Record) -> Record:
+    """The untrained trunk that a run started from, as a record of its own."""
+    per_class = {
+        name.removeprefix("baseline "): values
+        for name, values in record.per_class.items()
+        if f"baseline {name}" not in record.per_class
+    }
+    own = {"method": UNTRAINED, "metrics": record.baseline, "per_class": per_class}
+    return record.model_copy(update=own)
 
-    record: Record
-    trunk: bool
 
-    def values(self, metric: str) -> Sequence[float] | None:
-        return (self.record.baseline if self.trunk else self.record.metrics).get(metric)
-
-    def estimate(self, metric: str) -> Estimate | None:
-        values = self.values(metric)
-        return None if values is None else estimate(values)
-
-    def score(self, metric: str) -> float:
-        values = self.values(metric)
-        return -np.inf if values is None else float(np.mean(values))
-
-    def per_class(self, metric: str) -> np.ndarray | None:
-        """Percent per test class [C], averaged over seeds."""
-        name = f"baseline {metric}" if self.trunk else metric
-        rows = self.record.per_class.get(name)
-        return None if rows is None else np.mean(np.asarray(rows, dtype=float), axis=0)
-
-    def minus(self, other: Entry, metric: str) -> Interval | None:
-        """Paired interval of the difference, None where the test classes are not the same."""
-        mine, theirs = self.record.per_class, other.record.per_class
-        same = all(mine.get(key) == theirs.get(key) for key in ("classes", "queries"))
-        here, there = self.per_class(metric), other.per_class(metric)
-        if not same or here is None or there is None:
-            return None
-        return class_bootstrap(here - there, np.asarray(mine["queries"], dtype=float))
+def class_interval(record: Record, other: Record, metric: str) -> Interval | None:
+    """Paired interval of the difference, None where the test classes are not the same."""
+    mine, theirs = record.per_class, other.per_class
+    alike = all(mine.get(key) == theirs.get(key) for key in ("classes", "queries"))
+    if not alike or metric not in mine or metric not in theirs:
+        return None
+    here, there = (np.mean(np.asarray(rows[metric], float), axis=0) for rows in (mine, theirs))
+    return class_bootstrap(here - there, np.asarray(mine["queries"], float))
 
 
 def ranking(
@@ -105,13 +92,12 @@ def ranking(
             note beneath the table says so.
     """
     here = sorted((r for r in records if r.dataset == dataset), key=lambda r: r.method)
-    entries = [Entry(r, trunk=r.method == UNTRAINED) for r in here]
-    if here and not any(entry.trunk for entry in entries):
-        entries.append(Entry(here[0], trunk=True))
-    entries.sort(key=lambda entry: -entry.score(metric))
+    starts = [r for r in here if r.method == UNTRAINED]
+    added = [untrained(r) for r in here[:1] if not starts]
+    entries = sorted([*here, *added], key=lambda r: -np.mean(r.metrics.get(metric, -np.inf)))
     others = [other for other in ("R@1", "MAP@R", "NMI") if other != metric]
     lines = [
-        _ranked(rank, entry, entries[0], [metric, *others], link)
+        _ranked(rank, entry, entries[0], [metric, *others], None if entry in added else link)
         for rank, entry in enumerate(entries, start=1)
     ]
     columns = ["", "method", metric, "Δ untrained trunk", *others, "not distinguishable from best"]
@@ -126,36 +112,36 @@ def ranking(
 
 
 def _ranked(
-    rank: int, entry: Entry, best: Entry, metrics: list[str], link: Link
+    rank: int, record: Record, best: Record, metrics: list[str], link: Link | None
 ) -> tuple[list[Cell], dict[str, Any]]:
     """The cells of a row, and the same as numbers."""
-    record, trunk, (metric, *others) = entry.record, entry.trunk, metrics
-    at = None if trunk and record.method != UNTRAINED else link(record.dataset, record.method)
-    shown = {name: entry.estimate(name) for name in metrics}
-    main = shown[metric]
+    trunk, (metric, *others) = record.method == UNTRAINED, metrics
+    at = link and link(record.dataset, record.method)
+    shown = {name: estimate(record.metrics[name]) for name in metrics if name in record.metrics}
+    main = shown.get(metric)
     delta = None if trunk else improvement(record, metric)
-    low, high = (None if trunk else entry.minus(Entry(record, trunk=True), metric)) or (None, None)
-    alike = "best" if entry is best else _contains_zero(entry.minus(best, metric))
+    limits = None if trunk else class_interval(record, untrained(record), metric)
+    alike = "best" if record is best else _contains_zero(class_interval(record, best, metric))
     start = Part("Untrained trunk", "" if at else "muted", at), Part(BELOW, "muted")
     cells: list[Cell] = [
         str(rank),
         start if trunk else Part(record.title, "", at),
         Part(str(main or DASH), "ours" if main and not trunk else ""),
-        _delta_cell(delta, low, high),
-        *(str(shown[name] or DASH) for name in others),
+        _delta_cell(delta, limits),
+        *(str(shown.get(name, DASH)) for name in others),
         alike,
         DASH if trunk else "; ".join(record.deviations) or "nothing",
     ]
     return cells, {
         "rank": rank,
-        "method": UNTRAINED if trunk else record.method,
+        "method": record.method,
         "mean": main and main.mean,
         "half_width": main and main.half_width,
         "seeds": main and main.seeds,
         "delta_untrained": delta,
-        "delta_low": low,
-        "delta_high": high,
-        **{name: value and value.mean for name, value in shown.items() if name != metric},
+        "delta_low": limits and limits[0],
+        "delta_high": limits and limits[1],
+        **{name: shown[name].mean if name in shown else None for name in others},
         "not_distinguishable_from_best": alike,
         "notebook": at,
     }
@@ -167,12 +153,11 @@ def _contains_zero(limits: Interval | None) -> str:
     return "yes" if limits[0] <= 0 <= limits[1] else "no"
 
 
-def _delta_cell(delta: float | None, low: float | None, high: float | None) -> Cell:
-    if delta is None:
-        return DASH
-    if low is None or high is None:
-        return change(delta)
-    return change(delta), Part(f"[{signed(low)}, {signed(high)}]", "muted")
+def _delta_cell(delta: float | None, limits: Interval | None) -> Cell:
+    if delta is None or limits is None:
+        return DASH if delta is None else change(delta)
+    low, high = map(signed, limits)
+    return change(delta), Part(f"[{low}, {high}]", "muted")
 
 
 def _ranking_notes(
