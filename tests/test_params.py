@@ -70,6 +70,7 @@ NUMBERS = [
         ({"trunk": "resnet5"}, "did you mean 'resnet50'"),
         ({"pool": "mean"}, "Unknown pool 'mean'"),
         ({"lr": object()}, "lr is of type object: give a number, a text or a list"),
+        ({"lr": np.longdouble(1)}, "lr is of type longdouble: give"),
         ({"seeds": {1}}, "seeds is of type set: give"),
     ],
 )

@@ -31,8 +31,9 @@ def plain_value(name: str, value: Any) -> Any:
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if hasattr(value, "tolist"):  # NumPy and torch, without importing either
-        return plain_value(name, value.tolist())
+    # NumPy and torch, without importing either; a long double stays what it is.
+    if hasattr(value, "tolist") and type(plain := value.tolist()) is not type(value):
+        return plain_value(name, plain)
     if isinstance(value, list | tuple | range):
         return [plain_value(f"{name}[{i}]", entry) for i, entry in enumerate(value)]
     if isinstance(value, dict):

@@ -19,6 +19,7 @@ from dmlstudy.study.tables import Cell, Note, Part, Table, change, number
 
 DECIDED = "beats its control"
 METRICS = ("R@1", "MAP@R")
+HEADS = "data set", "method", "control", "metric", "method's", "control's", "difference", "beats it"
 Scores = Mapping[str, Sequence[float]]  # by metric, one value per seed
 
 
@@ -136,19 +137,7 @@ def controls_table(
     titles = {method: kind.title for method, kind in METHODS.items()}
     for record in records:
         titles |= {record.dataset: record.dataset_title, record.method: record.title}
-    rows: list[list[Cell]] = [
-        [
-            titles.get(c.dataset, c.dataset) + ("" if c.fold is None else f", fold {c.fold}"),
-            Part(titles.get(c.method, c.method), "", link and link(c.dataset, c.method)),
-            c.control,
-            c.metric,
-            Part(number(c.with_idea, digits), "ours"),
-            number(c.control_value, digits),
-            (change(c.difference, digits=digits), Part(_width(c, digits), "muted")),
-            c.verdict,
-        ]
-        for c in chosen
-    ]
+    rows = [_row(c, titles, digits, link) for c in chosen]
     note = (
         "The difference is taken seed by seed, ± is its 95 % t interval over seeds; "
         f"fewer than {MIN_SEEDS} seeds never decide."
@@ -156,16 +145,7 @@ def controls_table(
     return Table(
         name=name,
         title=f"Methods and their own controls, {', '.join(metrics)} (%)",
-        columns=[
-            "data set",
-            "method",
-            "control",
-            "metric",
-            "method's",
-            "control's",
-            "difference",
-            "beats it",
-        ],
+        columns=HEADS,
         rows=rows,
         data=pd.DataFrame(chosen, columns=[f.name for f in fields(Comparison)])
         .rename(columns={"with_idea": "mean", "control_value": "control_mean"})
@@ -174,6 +154,15 @@ def controls_table(
     )
 
 
-def _width(comparison: Comparison, digits: int) -> str:
-    width = f"± {number(comparison.half_width, digits)}, " if comparison.seeds > 1 else ""
-    return f"{width}{comparison.seeds} seed{'s' if comparison.seeds > 1 else ''}"
+def _row(c: Comparison, titles: Mapping[str, str], digits: int, link: Link | None) -> list[Cell]:
+    width = f"± {number(c.half_width, digits)}, {c.seeds} seeds" if c.seeds > 1 else "1 seed"
+    return [
+        titles.get(c.dataset, c.dataset) + ("" if c.fold is None else f", fold {c.fold}"),
+        Part(titles.get(c.method, c.method), "", link and link(c.dataset, c.method)),
+        c.control,
+        c.metric,
+        Part(number(c.with_idea, digits), "ours"),
+        number(c.control_value, digits),
+        (change(c.difference, digits=digits), Part(width, "muted")),
+        c.verdict,
+    ]
