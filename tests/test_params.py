@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS, Hyperparameter, hyperparameters
@@ -96,9 +97,9 @@ def test_no_hyperparameter_takes_what_is_no_finite_number(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_controls_are_hyperparameters_that_pass(method):
+def test_controls_are_parameters_that_pass(method):
     for changed in METHODS[method].controls.values():
-        assert settings(method, changed).hyper.items() >= changed.items()
+        assert settings(method, changed).flat.items() >= changed.items()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,7 @@ def test_controls_are_hyperparameters_that_pass(method):
         ({"share": 1.5}, r"Parameter share must be float in \[0, 1\] or None, not 1.5"),
         ({"steps": 0}, "Parameter steps must be int of at least 1, not 0"),
         ({"form": "tripelt"}, "Unknown form 'tripelt': did you mean 'triplet'"),
+        ({"beta": "x"}, "Parameter beta must be finite float, not 'x'"),
         ({"form": 3}, "Parameter form must be 'pairs' or 'triplet', not 3"),
     ],
 )
@@ -114,15 +116,17 @@ def test_annotations_of_hyperparameters_are_kept(monkeypatch, given, message):
     own = {
         "share": Hyperparameter(Share | None, None, "a share"),
         "steps": Hyperparameter(Count, 1, "how many"),
+        "beta": Hyperparameter(float | Tensor, 1.2, "a boundary"),
         "form": Hyperparameter(Literal["pairs", "triplet"], "pairs", "which"),
     }
     monkeypatch.setattr(params, "hyperparameters", lambda method: own)
     with pytest.raises(StudyError, match=message):
         settings("untrained", given)
-    lines = parameters_cell("untrained").splitlines()[-3:]
+    lines = parameters_cell("untrained").splitlines()[-4:]
     assert lines == [
         "share = None  # a share",
         "steps: int = 1  # how many",
+        "beta: float = 1.2  # a boundary",
         "form: str = 'pairs'  # which",
     ]
 

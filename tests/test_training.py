@@ -106,7 +106,7 @@ def test_a_random_frozen_part_is_each_seeds_own(tmp_path, monkeypatch):
     given = {"trained": "from block 2", "nmi_seeds": 1}
 
     def run(*seeds):
-        experiment = Experiment(settings("untrained", given), log=lambda line: None)
+        experiment = Experiment(settings("untrained", given), lambda line: None)
         return [experiment.run(seed) for seed in seeds][-1].query
 
     assert torch.equal(run(0, 1), run(1))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Len
@@ -18,13 +17,14 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from torch import Tensor
 
 from dmlstudy.data import Augment
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.methods import find_method, hyperparameters
 from dmlstudy.project import PROJECT
 from dmlstudy.ranges import Fold, Neighbours, Pixels, PositiveShare, Rate, Seed, Share
-from dmlstudy.study.checks import STRICT, base, different, mistyped, plain_value
+from dmlstudy.study.checks import STRICT, UNIONS, base, different, mistyped, plain_value
 from dmlstudy.training import Recipe
 
 PARAMS = PROJECT / "params"
@@ -163,8 +163,15 @@ def settings(method: str, given: dict[str, Any]) -> Settings:
 def _own_model(method: str) -> type[BaseModel]:
     """A model of a method's hyperparameters, with the ranges of their annotations."""
     own = hyperparameters(find_method(method))
-    entries: dict[str, Any] = {name: (h.annotation, h.default) for name, h in own.items()}
+    entries: dict[str, Any] = {name: (_written(h.annotation), h.default) for name, h in own.items()}
     return create_model(method, __config__=STRICT, **entries)
+
+
+def _written(kind: Any) -> Any:
+    """An annotation less what no file can hold: a loss may take a tensor where a parameter is a number."""
+    if get_origin(kind) not in UNIONS:
+        return kind
+    return Union[tuple(member for member in get_args(kind) if member is not Tensor)]  # noqa: UP007
 
 
 def short_name(dataset: str) -> str:
@@ -231,7 +238,9 @@ def parameters_cell(method: str) -> str:
         _assignment(name, field.annotation, field.default, field.description or "")
         for name, field in Protocol.model_fields.items()
     ]
-    lines += [_assignment(name, h.annotation, h.default, h.comment) for name, h in own.items()]
+    lines += [
+        _assignment(name, _written(h.annotation), h.default, h.comment) for name, h in own.items()
+    ]
     return "\n".join(lines)
 
 
@@ -239,5 +248,5 @@ def _assignment(name: str, kind: Any, default: Any, comment: str) -> str:
     kind = base(kind)
     plain = type(default) if get_origin(kind) is Literal else get_origin(kind) or kind
     # Papermill does not understand unions in annotations, so "or None" goes into the comment.
-    hint = "" if plain in (UnionType, Union) else f": {plain.__name__}"
+    hint = "" if plain in UNIONS else f": {plain.__name__}"
     return f"{name}{hint} = {default!r}  # {comment}"
