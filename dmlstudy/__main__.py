@@ -80,7 +80,7 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
     """Run one METHOD on one DATASET: an executed notebook and a record. Interrupted, it resumes."""
     from dmlstudy.study.notebooks import execute, source_notebook
     from dmlstudy.study.params import load_params, settings, short_name
-    from dmlstudy.study.records import load
+    from dmlstudy.study.results import load
 
     overrides = parse_overrides(p)
     if "dataset" in overrides:
@@ -98,8 +98,7 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
     written = load(record)
     first = next(iter(name for name in written.metrics if name.startswith("R@")))
     mean = sum(written.metrics[first]) / len(written.seeds)
-    start = written.baseline[first]
-    base = sum(start) / len(start) if isinstance(start, list) else start
+    base = sum(written.baseline[first]) / len(written.seeds)
     print(
         f"{method} on {dataset}: {first} {mean:.2f} (untrained trunk {base:.2f}), "
         f"{time.monotonic() - started:.0f} s, {os.path.relpath(notebook, PROJECT)}",
@@ -115,11 +114,8 @@ def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  #
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
     for seed in chosen.protocol.seeds:
-        found = Experiment(chosen).run(seed)
-        print(
-            f"seed {seed}  "
-            + "  ".join(f"{k} {v:.2f}" for k, v in found.evaluation.metrics.items())
-        )
+        metrics = Experiment(chosen).run(seed).evaluation.metrics
+        print(f"seed {seed}  " + "  ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
 
 
 @app.command()
@@ -131,15 +127,14 @@ def controls(
     out: Annotated[str, typer.Option(help="CSV file to add the rows to.")] = "",
 ) -> None:
     """Does the method's own idea help? It against its controls, seed by seed, on a validation fold."""
-    from dmlstudy.study.controls import METRICS, append, as_table, compare
+    from dmlstudy.study.controls import METRICS, append, compare, controls_table
     from dmlstudy.study.params import load_params, settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
-    found = list(compare(chosen, say=print))
-    for metric in METRICS:
-        print("\n" + as_table(found, metric).text())
+    compared = compare(chosen, log=print)
+    print("\n" + controls_table(compared, METRICS).text())
     if out:
-        append(Path(out), found)
+        append(Path(out), compared)
 
 
 @app.command()

@@ -6,6 +6,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Fold = Annotated[int, Ge(0), Le(999)]
+Neighbours = Annotated[int, Ge(1), Le(1_000_000)]
+Rate = Annotated[float, Ge(0), Le(10)]
+Pixels = Annotated[int, Ge(1), Le(4096)]
+
 Real = Annotated[float, Gt(float("-inf")), Lt(float("inf"))]
 NonNegative = Annotated[float, Ge(0), Lt(float("inf"))]
 Positive = Annotated[float, Gt(0), Lt(float("inf"))]

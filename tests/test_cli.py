@@ -11,7 +11,7 @@ from dmlstudy.data import DATASETS
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS
 from dmlstudy.study.params import short_name
-from dmlstudy.study.records import load
+from dmlstudy.study.results import load
 
 
 @pytest.fixture

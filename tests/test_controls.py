@@ -7,9 +7,17 @@ import pytest
 from dmlstudy.evaluation import t_interval
 from dmlstudy.methods import METHODS
 from dmlstudy.project import PROJECT
-from dmlstudy.study.controls import Comparison, append, as_table, compare, read
+from dmlstudy.study.controls import (
+    Comparison,
+    append,
+    compare,
+    controls_table,
+    read,
+    recorded_controls,
+)
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import load_params, settings
+from dmlstudy.study.results import Record
 
 
 def comparison(difference, half_width, seeds=6):
@@ -36,13 +44,13 @@ def test_a_method_meets_its_controls_seed_by_seed_on_validation_classes(tmp_path
     monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
     smoke = {"fold": 0, "folds": 2, "p": 2, "epochs": 1, "seeds": [3, 4]}
     chosen = settings("fastap", load_params("fastap", "digits", smoke))
-    found = list(compare(chosen, say=lambda line: None))
+    compared = compare(chosen, log=lambda line: None)
     controls = METHODS["fastap"].controls
-    assert [(c.control, c.metric) for c in found] == [
+    assert [(c.control, c.metric) for c in compared] == [
         (n, m) for n in controls for m in ("R@1", "MAP@R")
     ]
-    first = found[0]
-    experiment = Experiment(chosen, say=lambda line: None)
+    first = compared[0]
+    experiment = Experiment(chosen, log=lambda line: None)
     own, other = (
         [experiment.run(seed, hyper).evaluation.metrics["R@1"] for seed in (3, 4)]
         for hyper in ({}, controls[first.control])
@@ -75,12 +83,33 @@ def test_every_committed_comparison_decides_as_recorded():
     assert [c.verdict for c in read(path)] == recorded
 
 
-def test_the_table_shows_one_metric_of_the_file(tmp_path):
+def test_the_table_shows_the_chosen_metrics_of_the_file(tmp_path):
     path = tmp_path / "controls.csv"
-    assert as_table(read(path)).rows == []
+    assert controls_table(read(path)).rows == []
     append(path, [comparison(2.0, 1.5)])
-    assert read(path) == [comparison(2.0, 1.5)]
-    (row,) = as_table(read(path)).rows
-    texts = [part.text for cell in row for part in cell]
-    assert texts == ["FastAP", "5 bins", "60.0", "58.0", "+2.0", "± 1.5", "yes"]
-    assert as_table(read(path), "MAP@R").rows == []
+    shown = controls_table(read(path))
+    texts = [line for cell in shown.texts[0] for line in cell]
+    values = ["60.0", "58.0", "+2.0", "± 1.5, 6 seeds", "yes"]
+    assert texts == ["glyphs, fold 0", "FastAP", "5 bins", "R@1", *values]
+    assert controls_table(read(path), ["MAP@R"]).rows == []
+
+
+def test_finished_runs_are_compared_on_the_seeds_that_their_controls_ran_on():
+    record = Record(
+        method="fastap",
+        title="FastAP!",
+        dataset="glyphs",
+        dataset_title="Glyphs",
+        seeds=[0, 1, 2],
+        metrics={"R@1": [50.0, 52.0, 90.0], "NMI": [1.0, 2.0, 3.0]},
+        baseline={},
+        comparable=False,
+        completeness="",
+        controls={"5 bins": {"R@1": [49.0, 51.0]}, "9 bins": {"R@1": [51.0]}},
+    )
+    table = controls_table(recorded_controls([record]), records=[record], link="{}/{}".format)
+    assert table.texts[0][:2] == [["Glyphs"], ["FastAP!"]]
+    assert table.rows[0][1].link == "glyphs/fastap"
+    assert [row[6] for row in table.texts] == [["+1.0", "± 0.0, 2 seeds"], ["−1.0", "1 seed"]]
+    assert table.data["difference"].tolist() == [1.0, -1.0]
+    assert [row[7] for row in table.texts] == [["not distinguishable"]] * 2

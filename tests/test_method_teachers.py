@@ -126,14 +126,14 @@ def test_the_run_trains_the_teacher_first_and_shares_its_checkpoint(tmp_path, mo
     monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
     given = {"nmi_seeds": 1, "p": 4, "k": 4}
     lines = []
-    experiment = Experiment(settings("teachers", given), say=lines.append)
+    experiment = Experiment(settings("teachers", given), log=lines.append)
     run = experiment.run(0)
     assert any("teacher first: Triplet" in line for line in lines)
     trained = run.method._teacher[0]
     name, hyper = METHODS["teachers"].teacher
     checkpoints = {path.name.split("-")[1] for path in (tmp_path / "runs").glob("*.pt")}
     assert checkpoints == {"teachers", name}
-    row = Experiment(settings(name, given | hyper), say=lambda line: None).run(0)
+    row = Experiment(settings(name, given | hyper), log=lambda line: None).run(0)
     assert len(list((tmp_path / "runs").glob("*.pt"))) == 2
     for a, b in zip(row.method.parameters(), trained.parameters(), strict=True):
         np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())

@@ -2,15 +2,29 @@
 
 import ast
 import shutil
+from pathlib import Path
+from typing import Literal, get_args
 
+import numpy as np
 import pytest
+from torch import Tensor
 
 from dmlstudy.errors import StudyError
-from dmlstudy.methods import METHODS
+from dmlstudy.methods import METHODS, Hyperparameter, hyperparameters
+from dmlstudy.networks import Pool
+from dmlstudy.ranges import Count, Share
 from dmlstudy.study import params
-from dmlstudy.study.params import load_params, parameters_cell, settings
+from dmlstudy.study.params import Protocol, load_params, parameters_cell, settings
+from dmlstudy.training import OPTIMISERS, SCHEDULES
+from dmlstudy.trunks import TRUNKS
 
 DATASETS = sorted(path.stem for path in (params.PARAMS / "datasets").glob("*.yaml"))
+NAN, INF = float("nan"), float("inf")
+NUMBERS = [
+    name
+    for name, field in Protocol.model_fields.items()
+    if type(field.default) in (int, float) or name == "fold"
+]
 
 
 @pytest.mark.parametrize(
@@ -18,35 +32,51 @@ DATASETS = sorted(path.stem for path in (params.PARAMS / "datasets").glob("*.yam
     [
         ({"epsilom": 0.2}, "Unknown parameter 'epsilom': did you mean 'epsilon'"),
         ({"epoch": 2}, "did you mean 'epochs'"),
-        ({"epochs": 2.0}, "Parameter epochs must be int, not 2.0"),
-        ({"epochs": True}, "Parameter epochs must be int, not True"),
-        ({"flip": 1}, "Parameter flip must be bool"),
-        ({"fold": "a"}, "Parameter fold must be int or None, not 'a'"),
-        ({"seeds": [0, "1"]}, "Parameter seeds must be"),
-        ({"seeds": 0}, "Parameter seeds must be"),
-        ({"lr": "1e-4"}, r"lr must be float, not '1e-4' \(YAML reads 1e-4 as text: write 1.0e-4"),
+        ({"epochs": 2.0}, r"Parameter epochs must be int in \[1, 100000\], not 2.0"),
+        ({"epochs": True}, r"Parameter epochs must be int in \[1, 100000\], not True"),
+        ({"flip": 1}, "Parameter flip must be bool, not 1"),
+        ({"fold": "a"}, r"Parameter fold must be int in \[0, 999\] or None, not 'a'"),
+        ({"fold": -1}, r"Parameter fold must be int in \[0, 999\] or None, not -1"),
+        ({"seeds": [0, "1"]}, "seeds must be non-empty list of different int in .*, not"),
+        ({"seeds": 0}, "Parameter seeds must be non-empty list"),
+        ({"seeds": []}, "Parameter seeds must be non-empty list"),
+        ({"seeds": [1, 1]}, "Parameter seeds must be non-empty list of different int"),
+        ({"seeds": [-1]}, "Parameter seeds must be"),
+        ({"seeds": [2**70]}, r"int in \[0, 4294967295\], not \[1180591620717411303424\]"),
+        ({"seeds": "[0"}, "Parameter seeds must be .*, not '\\[0'"),
+        ({"ks": [0, 1]}, r"ks must be non-empty list of different int in \[1, 1000000\]"),
+        ({"lr": "1e-4"}, r"lr must be .*, not '1e-4' \(YAML reads 1e-4 as text: write 1.0e-4"),
         ({"epsilon": "1e-1"}, "YAML reads 1e-4 as text"),
-        ({"lr": None}, "Parameter lr must be float, not None"),
-        ({"lr": -1.0}, "lr must be at least 0, not -1.0"),
-        ({"lr": float("nan")}, "lr must be at least 0, not nan"),
-        ({"epochs": 0}, "epochs must be at least 1, not 0"),
-        ({"p": 1}, "p must be at least 2"),
-        ({"k": 1}, "k must be at least 2"),
-        ({"control_seeds": -1}, "control_seeds must be at least 0"),
-        ({"crop_area": 0.0}, r"crop_area must lie in \(0, 1\]"),
-        ({"crop_area": 1.5}, r"crop_area must lie in \(0, 1\]"),
-        ({"label_noise": 1.0}, r"label_noise must lie in \[0, 1\)"),
-        ({"label_noise": -0.1}, r"label_noise must lie in \[0, 1\)"),
-        ({"labelled_share": 0.0}, r"labelled_share must lie in \(0, 1\]"),
+        ({"lr": None}, r"Parameter lr must be float in \[0, 10\], not None"),
+        ({"lr": True}, "Parameter lr must be float"),
+        ({"lr": -1.0}, r"lr must be float in \[0, 10\], not -1.0"),
+        ({"lr": 10**400}, r"lr must be float in \[0, 10\], not 1000"),
+        ({"epochs": 0}, "epochs must be"),
+        ({"p": 1}, r"p must be int in \[2, 10000\]"),
+        ({"k": 1}, r"k must be int in \[2, 10000\]"),
+        ({"control_seeds": -1}, r"control_seeds must be int in \[0, 1000\]"),
+        ({"cached_views": 1e9}, "cached_views must be int"),
+        ({"cached_views": 10**9}, "cached_views must be int"),
+        ({"threads": 10**9}, "threads must be int"),
+        ({"resize": 10**9}, "resize must be int"),
+        ({"crop_area": 0.0}, r"crop_area must be float in \(0, 1\]"),
+        ({"crop_area": 1.5}, r"crop_area must be float in \(0, 1\]"),
+        ({"label_noise": 1.0}, r"label_noise must be float in \[0, 1\), not 1.0"),
+        ({"label_noise": -0.1}, "label_noise must be"),
+        ({"labelled_share": 0.0}, r"labelled_share must be float in \(0, 1\]"),
         ({"noise_kind": "symetric"}, "did you mean 'symmetric'"),
         ({"crop": 9}, "crop = 9 px is larger than resize = 8 px"),
-        ({"seeds": []}, "seeds must be a list of different whole numbers"),
-        ({"seeds": [1, 1]}, "seeds must be a list of different whole numbers"),
-        ({"seeds": [-1]}, "seeds must be a list of different whole numbers"),
-        ({"ks": [0, 1]}, "ks must be a list of different whole numbers"),
-        ({"head_start": "PCA"}, "Unknown head_start 'PCA'"),
+        ({"head_start": "PCA"}, "Unknown head_start 'PCA': choose one of default, pca"),
         ({"gallery": "alway"}, "did you mean 'always'"),
         ({"device": "cud"}, "did you mean 'cuda'"),
+        ({"device": 0}, "Parameter device must be 'cpu' or 'cuda', not 0"),
+        ({"optimiser": "adam"}, "Unknown optimiser 'adam': did you mean 'adamw'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"trunk": "resnet5"}, "did you mean 'resnet50'"),
+        ({"pool": "mean"}, "Unknown pool 'mean'"),
+        ({"lr": object()}, "lr is of type object: give a number, a text or a list"),
+        ({"lr": np.longdouble(1)}, "lr is of type longdouble: give"),
+        ({"seeds": {1}}, "seeds is of type set: give"),
     ],
 )
 def test_mistakes_are_named(given, message):
@@ -54,16 +84,82 @@ def test_mistakes_are_named(given, message):
         settings("multi_similarity", given)
 
 
-def test_papermill_hands_lists_over_as_text() -> None:
-    assert settings("untrained", {"seeds": "[0,1]"}).protocol.seeds == [0, 1]
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -1, 10**12])
+def test_every_number_of_the_protocol_has_two_ends(name, value):
+    with pytest.raises(StudyError, match=f"Parameter {name} must be"):
+        settings("untrained", {name: value})
 
 
-def test_whole_numbers_pass_as_floats_and_none_where_allowed():
-    chosen = settings("multi_similarity", {"lr": 1, "epsilon": None, "control_seeds": 0})
-    assert chosen.protocol.lr == 1.0
-    assert type(chosen.protocol.lr) is float
-    assert chosen.hyper == {"alpha": 2.0, "beta": 40.0, "lam": 0.5, "epsilon": None}
-    assert chosen.flat["epsilon"] is None
+@pytest.mark.parametrize("method", METHODS)
+def test_no_hyperparameter_takes_what_is_no_finite_number(method):
+    for name, own in hyperparameters(METHODS[method]).items():
+        for value in (NAN, INF, -INF):
+            with pytest.raises(StudyError, match=f"Parameter {name} must be"):
+                settings(method, {name: value})
+        assert settings(method, {name: own.default}).hyper[name] == own.default
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_controls_are_parameters_that_pass(method):
+    for changed in METHODS[method].controls.values():
+        assert settings(method, changed).flat.items() >= changed.items()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"share": 1.5}, r"Parameter share must be float in \[0, 1\] or None, not 1.5"),
+        ({"steps": 0}, "Parameter steps must be int of at least 1, not 0"),
+        ({"form": "tripelt"}, "Unknown form 'tripelt': did you mean 'triplet'"),
+        ({"beta": "x"}, "Parameter beta must be finite float, not 'x'"),
+        ({"form": 3}, "Parameter form must be 'pairs' or 'triplet', not 3"),
+    ],
+)
+def test_annotations_of_hyperparameters_are_kept(monkeypatch, given, message):
+    own = {
+        "share": Hyperparameter(Share | None, None, "a share"),
+        "steps": Hyperparameter(Count, 1, "how many"),
+        "beta": Hyperparameter(float | Tensor, 1.2, "a boundary"),
+        "form": Hyperparameter(Literal["pairs", "triplet"], "pairs", "which"),
+    }
+    monkeypatch.setattr(params, "hyperparameters", lambda method: own)
+    with pytest.raises(StudyError, match=message):
+        settings("untrained", given)
+    lines = parameters_cell("untrained").splitlines()[-4:]
+    assert lines == [
+        "share = None  # a share",
+        "steps: int = 1  # how many",
+        "beta: float = 1.2  # a boundary",
+        "form: str = 'pairs'  # which",
+    ]
+
+
+def test_choices_are_those_that_the_library_knows():
+    known = {"trunk": TRUNKS, "optimiser": OPTIMISERS, "schedule": SCHEDULES, "pool": Pool.KINDS}
+    for name, names in known.items():
+        assert get_args(Protocol.model_fields[name].annotation) == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "given, plain",
+    [
+        ({"seeds": (1, 2)}, [1, 2]),
+        ({"seeds": range(2)}, [0, 1]),
+        ({"seeds": np.arange(2)}, [0, 1]),
+        ({"seeds": "[0,1]"}, [0, 1]),  # papermill hands lists over as text
+        ({"epochs": np.int64(3)}, 3),
+        ({"lr": np.float32(0.5)}, 0.5),
+        ({"lr": 1}, 1.0),
+        ({"flip": np.bool_(True)}, True),
+        ({"weights": Path("a/b")}, "a/b"),
+        ({"epsilon": None}, None),
+    ],
+)
+def test_what_has_a_plain_value_is_taken_as_that(given, plain):
+    (name,) = given
+    taken = settings("multi_similarity", given).flat[name]
+    assert taken == plain and type(taken) is type(plain)
 
 
 def test_hyperparameters_of_other_methods_are_unknown():
@@ -79,19 +175,15 @@ def test_lists_are_not_shared_between_runs():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_committed_files_are_sound(method, dataset):
-    name = "folder:somewhere" if dataset == "folder" else dataset
-    chosen = settings(method, load_params(method, name, {"epochs": 7}))
-    assert chosen.protocol.dataset == name
-    assert chosen.protocol.epochs == 7
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_committed_hyperparameters_are_the_constructors_defaults(method):
-    """The files repeat the defaults with their sources; they must not drift apart."""
-    chosen, plain = settings(method, load_params(method, "digits")), settings(method, {})
-    assert chosen.hyper == plain.hyper
+def test_committed_files_are_sound_and_repeat_the_constructors_defaults(method):
+    """The files give the defaults with their sources; they must not drift apart."""
+    defaults = settings(method, {}).hyper
+    for dataset in DATASETS:
+        name = "folder:somewhere" if dataset == "folder" else dataset
+        chosen = settings(method, load_params(method, name, {"epochs": 7}))
+        assert (chosen.protocol.dataset, chosen.protocol.epochs) == (name, 7)
+        if not (params.PARAMS / "methods" / f"{method}.{dataset}.yaml").exists():
+            assert chosen.hyper == defaults
 
 
 def test_unknown_data_set_suggests_the_nearest():
@@ -114,19 +206,21 @@ def test_precedence_is_protocol_data_set_method_override(own_params):
     assert load_params("multi_similarity", "glyphs", {"alpha": 5.0})["alpha"] == 5.0
 
 
-@pytest.mark.parametrize("file", ["multi_similarity.yaml", "multi_similarity.digits.yaml"])
-def test_a_method_may_not_shadow_the_protocol(own_params, file):
-    (own_params / "methods" / file).write_text("lr: 0.1\n")
-    with pytest.raises(StudyError, match="sets the protocol key 'lr': a method may only set"):
-        load_params("multi_similarity", "digits")
-
-
-def test_broken_and_missing_files_are_named(own_params):
-    (own_params / "protocol.yaml").write_text("a: [")
-    with pytest.raises(StudyError, match=r"protocol.yaml is not valid YAML"):
-        load_params("untrained", "digits")
-    (own_params / "methods" / "untrained.yaml").unlink()
-    with pytest.raises(StudyError, match=r"untrained.yaml is missing"):
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("methods/untrained.yaml", "lr: 0.1", "sets the protocol key 'lr': a method may only set"),
+        ("methods/untrained.digits.yaml", "lr: 0.1", "sets the protocol key 'lr'"),
+        ("protocol.yaml", "a: [", "protocol.yaml is not valid YAML"),
+        ("protocol.yaml", "[1, 2]", "protocol.yaml must hold one 'name: value' a line"),
+        ("methods/untrained.yaml", None, "untrained.yaml is missing"),
+    ],
+)
+def test_broken_files_are_named(own_params, file, text, message):
+    (own_params / file).unlink(missing_ok=True)
+    if text is not None:
+        (own_params / file).write_text(text)
+    with pytest.raises(StudyError, match=message):
         load_params("untrained", "digits")
 
 

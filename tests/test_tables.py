@@ -9,11 +9,12 @@ import pytest
 
 from dmlstudy.errors import StudyError
 from dmlstudy.evaluation import class_bootstrap
-from dmlstudy.study.ranking import as_text, controls_table, ranking
-from dmlstudy.study.records import Record
-from dmlstudy.study.rendering import DASH
-from dmlstudy.study.reported import load_reported
-from dmlstudy.study.tables import incomparable, summary_tables, write_tables
+from dmlstudy.study.controls import controls_table, recorded_controls
+from dmlstudy.study.literature import load_reported
+from dmlstudy.study.ranking import ranking
+from dmlstudy.study.results import Record
+from dmlstudy.study.summary import incomparable, summary_tables, write_tables
+from dmlstudy.study.tables import DASH, Note, Part, Table, interval, number, signed
 
 ROOT = Path(__file__).parents[1]
 REPORTED = load_reported(ROOT / "params" / "reported.yaml")
@@ -37,7 +38,7 @@ def made_up(method, score, dataset="cub200_2010", comparable=False, **changes) -
         "dataset_title": {"cub200_2010": "CUB-200-2010"}.get(dataset, dataset),
         "seeds": [0, 1, 2],
         "metrics": {k: [score + v + s for s in (-1.0, 0.0, 1.0)] for k, v in spread.items()},
-        "baseline": {k: 40.0 + v for k, v in spread.items()},
+        "baseline": {k: [40.0 + v] * 3 for k, v in spread.items()},
         "comparable": comparable,
         "completeness": "half of the images",
         "deviations": ["batch composition"],
@@ -65,7 +66,7 @@ def printed_tables():
 
 def test_reported_values_are_the_source_word_for_word():
     ours = [
-        (table.heading, list(table.metrics), [[r.label, *r.values.values()] for r in table.rows])
+        (table.heading, table.metrics, [[row.label, *row.values] for row in table.rows])
         for table in REPORTED.tables
     ]
     assert ours == list(printed_tables())
@@ -77,10 +78,13 @@ def test_the_four_tables_mirror_the_source():
 
 
 def test_papers_are_the_fourteen_and_own_their_methods():
-    assert list(REPORTED.papers) == list(range(1, 15))
-    assert REPORTED.papers[6].method == "multi_similarity"
-    assert all(note.en and note.zh for paper in REPORTED.papers.values() for note in paper.notes)
-    assert all(paper.notes for paper in REPORTED.papers.values())
+    assert [paper.number for paper in REPORTED.papers] == list(range(1, 15))
+    assert REPORTED.paper("multi_similarity").number == 6
+    for table in REPORTED.tables:
+        for row in table.rows:  # printed labels begin with the card's number
+            assert row.label.startswith(f"{REPORTED.paper(row.method).number}.")
+    assert all(paper.notes for paper in REPORTED.papers)
+    assert all(note.en and note.zh for paper in REPORTED.papers for note in paper.notes)
 
 
 def test_reported_numbers():
@@ -89,25 +93,33 @@ def test_reported_numbers():
     assert REPORTED.numbers("cub200_2010", "multi_similarity") is None
 
 
-def test_malformed_reported_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: "papers: []", r"reported\.yaml are malformed \(it lacks tables"),
+        (lambda text: text.replace("certainty: code", "certainty: sure", 1), "must be 'code'"),
+        (lambda text: text.replace('"51.43", ', "", 1), "one value for each of"),
+        (lambda text: text + "[", "reported.yaml are malformed"),
+    ],
+)
+def test_malformed_reported_file_is_named(tmp_path, damage, message):
     path = tmp_path / "reported.yaml"
-    path.write_text("papers: []\n")
-    with pytest.raises(StudyError, match=r"reported\.yaml are malformed"):
+    path.write_text(damage((ROOT / "params" / "reported.yaml").read_text(encoding="utf-8")))
+    with pytest.raises(StudyError, match=message):
         load_reported(path)
 
 
 def test_missing_runs_are_em_dashes_beside_the_printed_value():
     for table in summary_tables([], REPORTED):
-        for row in table.rows:
-            assert all(cell[1:] == ((DASH, "muted", None),) for cell in row[1:])
-    assert "| 51.43<br>— |" in table_of([], "cub200_2011").markdown()
+        assert all(cell[1:] == [DASH] for row in table.texts for cell in row[1:])
+    assert re.search(r"\| 51.43<br>— +\|", table_of([], "cub200_2011").markdown())
 
 
 def test_comparable_run_stands_under_the_reported_data_set():
     record = made_up("multi_similarity", 60.0, "cub200_2011", comparable=True)
     table = table_of([record], "cub200_2011")
     assert len(table.columns) == 5
-    assert [part.text for part in table.rows[3][1]] == ["65.7", "60.0 ± 2.5", "Δ +20.0"]
+    assert table.texts[3][1] == ["65.7", "60.0 ± 2.5", "Δ +20.0"]
     assert table.rows[3][1][1].link == "cub200_2011/multi_similarity.ipynb"
 
 
@@ -117,28 +129,67 @@ def test_comparable_run_stands_under_the_reported_data_set():
 )
 def test_stand_in_runs_never_enter_the_official_columns(dataset, table, width):
     shown = table_of([made_up("multi_similarity", 35.0, dataset)], table)
-    row = next(row for row in shown.rows if row[0][0].text == "6.MS")
-    assert all(cell[1].text == DASH for cell in row[1 : 1 + width])
-    assert [part.text for part in row[1 + width]] == ["35.0 ± 2.5", "Δ −5.0"]
+    row = next(row for row in shown.texts if row[0][0] == "6.MS")
+    assert all(cell[1] == DASH for cell in row[1 : 1 + width])
+    assert row[1 + width] == ["35.0 ± 2.5", "Δ −5.0"]
     assert all("不可与论文比较" in group for group, _ in shown.columns[1 + width :])
     assert any("half of the images" in note.en for note in shown.notes)
 
 
 def test_single_seed_has_no_interval():
-    record = made_up("sche", 50.0, seeds=[0], metrics={"R@1": [50.0]}, per_class={})
-    row = table_of([record], "cub200_2011").rows[2]
-    assert [part.text for part in row[5]] == ["50.0 (one seed)", "Δ +10.0"]
-    assert [part.text for part in row[6]] == [DASH]
+    one = {"R@1": [50.0]}
+    record = made_up("sche", 50.0, seeds=[0], metrics=one, baseline={"R@1": [40.0]}, per_class={})
+    row = table_of([record], "cub200_2011").texts[2]
+    assert row[5:7] == [["50.0 (one seed)", "Δ +10.0"], [DASH]]
 
 
-def test_html_is_chinese_offline_escaped_and_reproducible():
-    record = made_up("sche", 50.0, dataset_title="<b>birds</b>")
-    html = table_of([record], "cub200_2011").html()
+def test_html_is_chinese_offline_and_reproducible():
+    html = table_of([made_up("sche", 50.0)], "cub200_2011").html()
     assert '<table id="T_cub200_2011" lang="zh-Hans">' in html
     assert 'href="cub200_2010/sche.ipynb"' in html
-    assert "http" not in html and "<b>birds" not in html
-    assert html == table_of([record], "cub200_2011").html()
-    assert "http" not in ranking([record], "cub200_2010").html()
+    assert "http" not in html
+    assert html == table_of([made_up("sche", 50.0)], "cub200_2011").html()
+
+
+HOSTILE = "<img src=x onerror=alert(1)> a|b*c `d` $x$ [e](javascript:f) _g_"
+
+
+def test_text_from_data_stays_text():
+    table = Table(
+        name="hostile",
+        columns=[HOSTILE, ("group " + HOSTILE, "b")],
+        rows=[[HOSTILE, Part(HOSTILE, "ours", "a.ipynb")]],
+        title=HOSTILE,
+        legend=HOSTILE,
+        notes=[Note(HOSTILE, HOSTILE, HOSTILE)],
+    )
+    html, markdown = table.html(), table.markdown()
+    assert "<img" not in html + markdown
+    assert html.count("&lt;img") == markdown.count("&lt;img") == 9
+    assert not re.search(r"\$x", html)
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
+    for mark in (r"(?<!\\)\$", r"(?<!\\)`", r"b(?<!\\)\*c", r"(?<!\\)_g", r"(?<!\\)\]\(java"):
+        assert not re.search(mark, markdown), mark
+    assert HOSTILE in table.text()
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (number(-1.25, 2), "−1.25"),
+        (number(-0.001, 2), "0.00"),
+        (number(None), DASH),
+        (signed(0.04), "0.0"),
+        (signed(-0.04), "0.0"),
+        (signed(0.06), "+0.1"),
+        (signed(float("nan")), DASH),
+        (interval(-1.0, float("nan")), "−1.0"),
+        (interval(60.0, 0.0, 2), "60.00 ± 0.00"),
+    ],
+)
+def test_numbers_are_written_in_one_way(written, expected):
+    assert written == expected
 
 
 def test_written_copies_keep_values_and_links(tmp_path):
@@ -146,8 +197,7 @@ def test_written_copies_keep_values_and_links(tmp_path):
     with (tmp_path / "cub200_2011.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     printed = [row["reported"] for row in rows if row["dataset"] == "cub200_2011"]
-    values = [v for row in REPORTED.tables[0].rows for v in row.values.values()]
-    assert printed == values
+    assert printed == [value for row in REPORTED.tables[0].rows for value in row.values]
     run = next(r for r in rows if r["dataset"] == "cub200_2010" and r["method"] == "sche")
     assert float(run["mean"]) == 50.0 and run["reported"] == DASH
     markdown = (tmp_path / "cub200_2011.md").read_text(encoding="utf-8")
@@ -187,7 +237,7 @@ def test_ranking_says_where_conditions_differ():
 def test_ranking_without_per_class_values_has_dashes_not_intervals():
     records = [made_up("a", 50.0, per_class={}), made_up("b", 49.0, per_class={})]
     table = ranking(records, "cub200_2010")
-    assert [part.text for part in table.rows[0][3]] == ["+10.0"]
+    assert table.texts[0][3] == ["+10.0"]
     assert table.data["not_distinguishable_from_best"].tolist() == ["best", DASH, DASH]
 
 
@@ -199,23 +249,16 @@ def test_bootstrap_weights_classes_by_their_queries():
     assert high == pytest.approx(5 + 1.96 * 0.5, abs=0.15)
 
 
-def test_controls_are_compared_seed_by_seed():
-    controls = {"random clusters": {"R@1": [48.0, 49.0, 50.0]}}
-    table = controls_table([made_up("a", 50.0, controls=controls), made_up("b", 50.0)])
-    assert [part.text for part in table.rows[0][-1]] == ["+1.0", "± 0.0"]
-    assert len(table.rows) == 1
-
-
 def test_everything_stands_without_a_single_record(tmp_path):
     write_tables([], REPORTED, tmp_path)
     assert len(list(tmp_path.glob("*.md"))) == 6
     empty = ranking([], "cars196")
-    assert "No finished run on cars196 yet." in as_text(empty) and "<table" in empty.html()
-    assert "No finished run has a control yet." in controls_table([]).html()
+    assert "No finished run on cars196 yet." in empty.text() and "<table" in empty.html()
+    assert "No control has run yet." in controls_table(recorded_controls([])).html()
 
 
 def test_terminal_ranking_is_aligned_and_free_of_chinese():
-    text = as_text(ranking([made_up("a", 50.0), made_up("bb", 55.0)], "cub200_2010"))
+    text = ranking([made_up("a", 50.0), made_up("bb", 55.0)], "cub200_2010").text()
     assert not re.search(r"[\u3000-\u9fff]", text)
     lines = text.splitlines()
     assert lines[4].index("55.0") == lines[5].index("50.0") == lines[6].index("40.0")
@@ -223,7 +266,6 @@ def test_terminal_ranking_is_aligned_and_free_of_chinese():
 
 def test_incomparable_lists_rows_groups_and_stand_ins():
     records = [made_up("a", 50.0), made_up("sche", 50.0, "cub200_2011", comparable=True)]
-    table = incomparable(REPORTED, records)
-    about = [row[0][0].text for row in table.rows]
-    assert {"12. DSML", "Reported rows", "CUB-200-2010"} <= set(about)
+    about = {row[0][0] for row in incomparable(REPORTED, records).texts}
+    assert {"12. DSML", "Reported rows", "CUB-200-2010"} <= about
     assert "cub200_2011" not in about

@@ -1,21 +1,26 @@
-"""Does a method's own idea help? It and its controls side by side on a validation fold of the training classes."""
+"""Does a method's own idea help? It and its controls side by side, on validation or on test classes."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
+import pandas as pd
+
 from dmlstudy.evaluation.uncertainty import t_interval
-from dmlstudy.methods import find_method
+from dmlstudy.methods import METHODS, find_method
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import Settings
-from dmlstudy.study.ranking import MIN_SEEDS
-from dmlstudy.study.rendering import Cell, Note, Part, Table, change
+from dmlstudy.study.ranking import MIN_SEEDS, Link
+from dmlstudy.study.results import Record
+from dmlstudy.study.tables import Cell, Note, Part, Table, change, number
 
+DECIDED = "beats its control"
 METRICS = ("R@1", "MAP@R")
+HEADS = "data set", "method", "control", "metric", "method's", "control's", "difference", "beats it"
+Scores = Mapping[str, Sequence[float]]  # by metric, one value per seed
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,13 @@ class Comparison:
     """A method less one of its controls, over seeds that both ran on.
 
     Attributes:
+        fold: of the training classes that it was tested on; None for the test classes.
         difference: mean over seeds, in points.
         half_width: of the 95 % t interval of paired differences.
     """
 
     dataset: str
-    fold: int
+    fold: int | None
     method: str
     control: str
     metric: str
@@ -46,93 +52,117 @@ class Comparison:
         return "yes" if self.difference > 0 else "no"
 
 
-def compare(settings: Settings, say: Callable[[str], None]) -> Iterator[Comparison]:
-    """Train the method and each of its controls with the same seeds; one comparison per control and metric.
+def comparisons(
+    dataset: str, fold: int | None, method: str, own: Scores, controls: Mapping[str, Scores]
+) -> list[Comparison]:
+    """A method less each of its controls by each metric; controls may have run on the first few seeds only."""
+    compared = []
+    for control, scores in controls.items():
+        for metric in [name for name in scores if name in own]:
+            pairs = list(zip(own[metric], scores[metric], strict=False))
+            difference, half_width = t_interval([a - b for a, b in pairs])
+            with_idea, control_value = (fmean(column) for column in zip(*pairs, strict=True))
+            values = with_idea, control_value, difference, half_width
+            compared.append(Comparison(dataset, fold, method, control, metric, len(pairs), *values))
+    return compared
+
+
+def compare(settings: Settings, log: Callable[[str], None]) -> list[Comparison]:
+    """Train the method and each of its controls with the same seeds.
 
     Args:
         settings: with a validation fold, so that no test class is read.
-        say: takes progress lines.
+        log: takes progress lines.
     """
-    experiment = Experiment(settings, say=lambda line: None)
-    protocol, name = settings.protocol, settings.method
+    experiment = Experiment(settings, log=lambda line: None)
+    protocol, method = settings.protocol, settings.method
     assert protocol.fold is not None
 
-    def scores(overrides: dict[str, object]) -> dict[str, list[float]]:
-        found = [experiment.run(seed, overrides).evaluation.metrics for seed in protocol.seeds]
-        return {metric: [m[metric] for m in found] for metric in METRICS}
+    def scores(title: str, overrides: dict[str, object]) -> Scores:
+        log(f"{method}, {title}: {len(protocol.seeds)} seeds")
+        runs = [experiment.run(seed, overrides).evaluation.metrics for seed in protocol.seeds]
+        return {metric: [scores[metric] for scores in runs] for metric in METRICS}
 
-    say(f"{name}: {len(protocol.seeds)} seeds")
-    own = scores({})
-    for control, overrides in find_method(name).controls.items():
-        say(f"{name}, control: {control}")
-        other = scores(overrides)
-        for metric in METRICS:
-            differences = [a - b for a, b in zip(own[metric], other[metric], strict=True)]
-            mean, half_width = t_interval(differences)
-            yield Comparison(
-                dataset=protocol.dataset,
-                fold=protocol.fold,
-                method=name,
-                control=control,
-                metric=metric,
-                seeds=len(differences),
-                with_idea=fmean(own[metric]),
-                control_value=fmean(other[metric]),
-                difference=mean,
-                half_width=half_width,
-            )
+    own = scores("as it is", {})
+    controls = {
+        name: scores(f"control {name}", overrides)
+        for name, overrides in find_method(method).controls.items()
+    }
+    return comparisons(protocol.dataset, protocol.fold, method, own, controls)
 
 
-def append(path: Path, found: Sequence[Comparison]) -> None:
+def append(path: Path, compared: Sequence[Comparison]) -> None:
     """Add rows to a CSV file, with a header if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow([*(f.name for f in fields(Comparison)), "beats its control"])
-        for row in found:
-            # Floats with all their digits: a rounded interval may decide otherwise when it is read back.
-            writer.writerow([*astuple(row), row.verdict])
+    # Floats with all their digits: a rounded interval may decide otherwise when it is read back.
+    frame = pd.DataFrame(compared).assign(**{DECIDED: [c.verdict for c in compared]})
+    frame.to_csv(path, mode="a", header=not path.exists(), index=False, na_rep="nan")
 
 
 def read(path: Path) -> list[Comparison]:
     """The rows of such a file; none if there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    convert = {"str": str, "int": int, "float": float}
+    frame = pd.read_csv(path, float_precision="round_trip").drop(columns=DECIDED)
+    return [Comparison(*row) for row in frame.itertuples(index=False)]
+
+
+def recorded_controls(records: Iterable[Record]) -> list[Comparison]:
+    """Each finished run less its own control runs, on the test classes."""
     return [
-        Comparison(**{f.name: convert[str(f.type)](row[f.name]) for f in fields(Comparison)})
-        for row in rows
+        comparison
+        for r in records
+        for comparison in comparisons(r.dataset, None, r.method, r.metrics, r.controls)
     ]
 
 
-def as_table(found: Sequence[Comparison], metric: str = "R@1") -> Table:
-    """The comparisons by one metric, for notebooks and terminals."""
-    import pandas as pd
+def controls_table(
+    compared: Iterable[Comparison],
+    metrics: Sequence[str] = ("R@1",),
+    *,
+    name: str = "controls",
+    digits: int = 1,
+    records: Iterable[Record] = (),
+    link: Link | None = None,
+) -> Table:
+    """Methods beside their controls, for terminals, reports, the summary and its files.
 
-    shown = [c for c in found if c.metric == metric]
-    rows: list[list[Cell]] = [
-        [
-            (Part(find_method(c.method).title),),
-            (Part(c.control),),
-            (Part(f"{c.with_idea:.1f}", "ours"),),
-            (Part(f"{c.control_value:.1f}"),),
-            (change(c.difference), Part(f"± {c.half_width:.1f}", "muted")),
-            (Part(c.verdict),),
-        ]
-        for c in shown
-    ]
-    where = ", ".join(dict.fromkeys(f"{c.dataset}, fold {c.fold}" for c in shown))
-    heads = ("method", "control", f"{metric} (%)", f"control, {metric}", "difference", "beats it")
-    note = "Paired seed by seed, ± is the 95 % t interval; fewer than six seeds never decide."
-    return Table(
-        name="validation_controls",
-        title=f"Methods and their controls on validation classes ({where or 'none recorded'})",
-        columns=[("", head) for head in heads],
-        rows=rows,
-        data=pd.DataFrame(shown, columns=[f.name for f in fields(Comparison)]),
-        notes=[Note(note)],
+    Args:
+        metrics: those that are shown.
+        digits: after the decimal point.
+        records: where names of data sets and methods for people come from; others are written as they are.
+        link: (dataset, method) -> where the executed notebook is.
+    """
+    chosen = [c for c in compared if c.metric in metrics]
+    titles = {method: kind.title for method, kind in METHODS.items()}
+    for record in records:
+        titles |= {record.dataset: record.dataset_title, record.method: record.title}
+    rows = [_row(c, titles, digits, link) for c in chosen]
+    note = (
+        "The difference is taken seed by seed, ± is its 95 % t interval over seeds; "
+        f"fewer than {MIN_SEEDS} seeds never decide."
     )
+    return Table(
+        name=name,
+        title=f"Methods and their own controls, {', '.join(metrics)} (%)",
+        columns=HEADS,
+        rows=rows,
+        data=pd.DataFrame(chosen, columns=[f.name for f in fields(Comparison)])
+        .rename(columns={"with_idea": "mean", "control_value": "control_mean"})
+        .drop(columns="fold"),
+        notes=[Note(note if rows else "No control has run yet.")],
+    )
+
+
+def _row(c: Comparison, titles: Mapping[str, str], digits: int, link: Link | None) -> list[Cell]:
+    width = f"± {number(c.half_width, digits)}, {c.seeds} seeds" if c.seeds > 1 else "1 seed"
+    return [
+        titles.get(c.dataset, c.dataset) + ("" if c.fold is None else f", fold {c.fold}"),
+        Part(titles.get(c.method, c.method), "", link and link(c.dataset, c.method)),
+        c.control,
+        c.metric,
+        Part(number(c.with_idea, digits), "ours"),
+        number(c.control_value, digits),
+        (change(c.difference, digits=digits), Part(width, "muted")),
+        c.verdict,
+    ]

@@ -60,11 +60,11 @@ class Experiment:
 
     Args:
         settings: checked parameters.
-        say: told a line per epoch and per seed.
+        log: told a line per epoch and per seed.
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None] = print):
-        self.settings, self.protocol, self.say = settings, settings.protocol, say
+    def __init__(self, settings: Settings, log: Callable[[str], None] = print):
+        self.settings, self.protocol, self.log = settings, settings.protocol, log
         torch.set_num_threads(self.protocol.threads)
         if self.protocol.device == "cuda" and not torch.cuda.is_available():
             raise StudyError("device is 'cuda', but torch finds no GPU here: set device to 'cpu'.")
@@ -108,7 +108,7 @@ class Experiment:
             network.start_head_from_pca(self._head_features(network, built, train_inputs))
         if kind.teacher:
             teacher, given = kind.teacher
-            self.say(f"seed {seed}  teacher first: {find_method(teacher).title}")
+            self.log(f"seed {seed}  teacher first: {find_method(teacher).title}")
             # All its hyperparameters by name, so that a row of its own shares the checkpoint.
             hyper_of_teacher = settings(teacher, given).hyper
             built.learn_from(self._train(seed, teacher, hyper_of_teacher, track)[0])
@@ -118,10 +118,10 @@ class Experiment:
             print(f"seed {seed}: goes on after epoch {resume.epoch}", file=sys.stderr)
             built.load_state_dict(resume.method)
             for row in resume.history:
-                self._say_epoch(seed, row)
+                self._log_epoch(seed, row)
 
         def after_epoch(progress: Progress) -> None:
-            self._say_epoch(seed, progress.history[-1])
+            self._log_epoch(seed, progress.history[-1])
             _save_checkpoint(progress, path)
 
         progress = train(
@@ -136,9 +136,9 @@ class Experiment:
         )
         return built, progress
 
-    def _say_epoch(self, seed: int, row: dict[str, float]) -> None:
+    def _log_epoch(self, seed: int, row: dict[str, float]) -> None:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
-        self.say(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
+        self.log(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
 
     def _test(self, seed: int, method: Method, progress: Progress, track: Track) -> Run:
         b = self.benchmark

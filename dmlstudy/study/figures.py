@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dmlstudy.methods import find_method
-from dmlstudy.study.records import Record
+from dmlstudy.study.results import Record
 
 POSITIVE, NEGATIVE, NEUTRAL = "#1b7837", "#c51b7d", "#888888"
 plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False})

@@ -20,8 +20,8 @@ def run_grid(datasets: Sequence[str], methods: Sequence[str], reports: str, jobs
         StudyError: some runs failed; the others, and the summary over them, are there.
     """
     from dmlstudy.study.params import short_name
-    from dmlstudy.study.ranking import as_text, ranking
-    from dmlstudy.study.records import load_all
+    from dmlstudy.study.ranking import ranking
+    from dmlstudy.study.results import load_all
 
     folder = PROJECT / reports
     names = [short_name(dataset) for dataset in datasets]
@@ -34,7 +34,7 @@ def run_grid(datasets: Sequence[str], methods: Sequence[str], reports: str, jobs
     _summarise(folder, reports)
     records = load_all(folder)
     for name in names:
-        print("\n" + as_text(ranking(records, name)))
+        print("\n" + ranking(records, name).text())
     print(f"\nReports: {os.path.relpath(folder / 'summary.html', PROJECT)} (open it in a browser)")
     if missing or code:
         failed = ", ".join(f"{path.stem} on {path.parent.name}" for path in missing) or "see above"

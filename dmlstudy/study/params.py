@@ -2,118 +2,117 @@
 
 from __future__ import annotations
 
-import inspect
-import types
-import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
+from annotated_types import Len
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from dmlstudy.data import Augment, Track
-from dmlstudy.data.tracks import NOISE_KINDS
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.methods import find_method, hyperparameters
 from dmlstudy.project import PROJECT
+from dmlstudy.ranges import Fold, Momentum, Neighbours, Pixels, PositiveShare, Rate, Seed, Share
+from dmlstudy.study.checks import STRICT, UNIONS, base, different, mistyped, plain_value
 from dmlstudy.training import Recipe
 
 PARAMS = PROJECT / "params"
 
 
-def _key(default: Any, comment: str) -> Any:
-    """A protocol key: its default and the one-line comment that notebooks show."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"comment": comment})
-    return field(default=default, metadata={"comment": comment})
+def _listed(value: Any) -> Any:
+    """A text read as YAML: papermill's -p hands lists over as text."""
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
 
 
-@dataclass
-class Protocol:
+Several = (Len(1), BeforeValidator(_listed), AfterValidator(different))
+
+
+def _key(default: Any, comment: str, **limits: Any) -> Any:
+    """A protocol key: its default, the one-line comment that notebooks show, its range."""
+    return Field(default, description=comment, **limits)
+
+
+class Protocol(BaseModel):
     """Everything that is the same for all methods on a data set; defaults are a smoke run of seconds."""
 
+    model_config = STRICT
+
     dataset: str = _key("digits", "data set, or folder:PATH with one subfolder of images per class")
-    seeds: list[int] = _key([0], "one training run per seed")
-    fold: int | None = _key(
+    seeds: Annotated[list[Seed], *Several] = _key([0], "one training run per seed")
+    fold: Fold | None = _key(
         None, "None: test classes; 0, 1, ...: that validation fold of the training classes"
     )
-    folds: int = _key(4, "class-disjoint validation folds")
-    resize: int = _key(8, "side of the stored square images, px")
-    crop: int = _key(8, "side of the network's input, px")
-    trunk: str = _key("convnet", "convnet, mobilenet_v2, resnet18, resnet50, googlenet")
+    folds: int = _key(4, "class-disjoint validation folds", ge=2, le=1000)
+    resize: Pixels = _key(8, "side of the stored square images, px")
+    crop: Pixels = _key(8, "side of the network's input, px")
+    trunk: Literal["convnet", "mobilenet_v2", "resnet18", "resnet50", "googlenet"] = _key(
+        "convnet", "convnet, mobilenet_v2, resnet18, resnet50, googlenet"
+    )
     weights: str = _key("none", "none, torchvision, or a safetensors file under the data root")
     tf_padding: bool = _key(False, "TensorFlow padding and [-1, 1] inputs, for weights trained so")
     trained: str = _key("all", "all, head, or 'from block N'")
-    pool: str = _key("avg", "avg, max, avg+max, gem")
+    pool: Literal["avg", "max", "avg+max", "gem"] = _key("avg", "avg, max, avg+max, gem")
     freeze_bn: bool = _key(False, "keep BatchNorm statistics fixed")
-    embedding_size: int = _key(32, "D")
-    head_start: str = _key("default", "default (random), or pca of the trunk's features")
+    embedding_size: int = _key(32, "D", ge=1, le=65536)
+    head_start: Literal["default", "pca"] = _key(
+        "default", "default (random), or pca of the trunk's features"
+    )
     cached_views: int = _key(
-        2, "cached augmentations per image under a frozen trunk part; 0 is no cache"
+        2, "cached augmentations per image under a frozen trunk part; 0 is no cache", ge=0, le=1000
     )
     flip: bool = _key(False, "augmentation: mirror")
-    rotate: float = _key(0.0, "augmentation: largest rotation, degrees")
-    crop_area: float = _key(
+    rotate: float = _key(0.0, "augmentation: largest rotation, degrees", ge=0, le=180)
+    crop_area: PositiveShare = _key(
         1.0, "augmentation: smallest share of the area that a random crop keeps"
     )
-    shift: float = _key(0.0, "augmentation: largest shift, share of the side")
-    label_noise: float = _key(0.0, "track: share of the training labels made wrong")
-    noise_kind: str = _key(
+    shift: Share = _key(0.0, "augmentation: largest shift, share of the side")
+    label_noise: Momentum = _key(0.0, "track: share of the training labels made wrong")
+    noise_kind: Literal["symmetric", "asymmetric"] = _key(
         "symmetric", "track: symmetric (any other class), asymmetric (a similar one)"
     )
-    labelled_share: float = _key(1.0, "track: share of each class that stays labelled")
-    p: int = _key(5, "classes per batch")
-    k: int = _key(8, "images per class in a batch")
-    epochs: int = _key(1, "passes over the training set; the last one is tested")
-    lr: float = _key(1.0e-3, "learning rate of the head")
-    trunk_lr: float = _key(1.0e-3, "learning rate of the trained trunk blocks")
-    weight_decay: float = _key(1.0e-4, "of all network weights")
-    optimiser: str = _key("adamw", "adamw, or sgd with momentum 0.9")
-    schedule: str = _key("constant", "constant, cosine")
-    ks: list[int] = _key([1, 2, 4, 8], "the K of R@K (hit rate)")
-    nmi_seeds: int = _key(3, "k-means seeds that NMI is averaged over")
-    control_seeds: int = _key(1, "how many of the seeds the method's controls run on")
-    gallery: str = _key(
+    labelled_share: PositiveShare = _key(1.0, "track: share of each class that stays labelled")
+    p: int = _key(5, "classes per batch", ge=2, le=10_000)
+    k: int = _key(8, "images per class in a batch", ge=2, le=10_000)
+    epochs: int = _key(1, "passes over the training set; the last one is tested", ge=1, le=100_000)
+    lr: Rate = _key(1.0e-3, "learning rate of the head")
+    trunk_lr: Rate = _key(1.0e-3, "learning rate of the trained trunk blocks")
+    weight_decay: Rate = _key(1.0e-4, "of all network weights")
+    optimiser: Literal["adamw", "sgd"] = _key("adamw", "adamw, or sgd with momentum 0.9")
+    schedule: Literal["constant", "cosine"] = _key("constant", "constant, cosine")
+    ks: Annotated[list[Neighbours], *Several] = _key([1, 2, 4, 8], "the K of R@K (hit rate)")
+    nmi_seeds: int = _key(3, "k-means seeds that NMI is averaged over", ge=1, le=1000)
+    control_seeds: int = _key(
+        1, "how many of the seeds the method's controls run on", ge=0, le=1000
+    )
+    gallery: Literal["embedded", "always", "never"] = _key(
         "embedded", "show images: embedded (embedded data sets only), always, never"
     )
-    threads: int = _key(1, "CPU threads; results are bit-identical for the same number")
-    device: str = _key("cpu", "cpu or cuda")
+    threads: int = _key(
+        1, "CPU threads; results are bit-identical for the same number", ge=1, le=1024
+    )
+    device: Literal["cpu", "cuda"] = _key("cpu", "cpu or cuda")
     record: str = _key("", "where to write the JSON record; empty: do not write one")
 
-    def check(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            StudyError: the first such key, with what it may be.
-        """
-        for name in ("p", "k", "folds", "control_seeds"):
-            _at_least(name, getattr(self, name), {"control_seeds": 0}.get(name, 2))
-        for name in ("resize", "crop", "embedding_size", "epochs", "nmi_seeds", "threads"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("lr", "trunk_lr", "weight_decay", "rotate", "shift", "cached_views"):
-            _at_least(name, getattr(self, name), 0)
-        if not 0 < self.crop_area <= 1:
-            raise StudyError(f"crop_area must lie in (0, 1], not {self.crop_area}.")
-        if not 0 <= self.label_noise < 1:
-            raise StudyError(f"label_noise must lie in [0, 1), not {self.label_noise}.")
-        if not 0 < self.labelled_share <= 1:
-            raise StudyError(f"labelled_share must lie in (0, 1], not {self.labelled_share}.")
+    @model_validator(mode="after")
+    def _crop_lies_in_the_image(self) -> Protocol:
         if self.crop > self.resize:
             raise StudyError(
                 f"crop = {self.crop} px is larger than resize = {self.resize} px: raise resize."
             )
-        for name in ("seeds", "ks"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values) or min(values) < (name == "ks"):
-                raise StudyError(f"{name} must be a list of different whole numbers, not {values}.")
-        for name, known in {
-            "head_start": ("default", "pca"),
-            "noise_kind": NOISE_KINDS,
-            "gallery": ("embedded", "always", "never"),
-            "device": ("cpu", "cuda"),
-        }.items():
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+        return self
 
     @property
     def augment(self) -> Augment:
@@ -125,16 +124,8 @@ class Protocol:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(
-            self.p,
-            self.k,
-            self.epochs,
-            self.lr,
-            self.trunk_lr,
-            self.weight_decay,
-            self.optimiser,
-            self.schedule,
-        )
+        names = "p", "k", "epochs", "lr", "trunk_lr", "weight_decay", "optimiser", "schedule"
+        return Recipe(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -157,18 +148,31 @@ def settings(method: str, given: dict[str, Any]) -> Settings:
     Raises:
         StudyError: unknown method, unknown parameter (the nearest name is suggested), wrong type or range.
     """
+    own = _own_model(method)
+    kinds = {
+        name: field.rebuild_annotation()
+        for name, field in (Protocol.model_fields | own.model_fields).items()
+    }
+    for name in given:
+        if name not in kinds:
+            raise unknown("parameter", name, kinds)
+    plain = {name: plain_value(name, value) for name, value in given.items()}
+    try:
+        protocol, hyper = (
+            model(**{name: value for name, value in plain.items() if name in model.model_fields})
+            for model in (Protocol, own)
+        )
+    except ValidationError as error:
+        raise mistyped(error, plain, kinds) from None
+    assert isinstance(protocol, Protocol)
+    return Settings(method, protocol, dict(hyper))
+
+
+def _own_model(method: str) -> type[BaseModel]:
+    """A model of a method's hyperparameters, with the ranges of their annotations."""
     own = hyperparameters(find_method(method))
-    protocol_types = typing.get_type_hints(Protocol)
-    known = {**protocol_types, **{name: p.annotation for name, p in own.items()}}
-    checked = {}
-    for name, value in given.items():
-        if name not in known:
-            raise unknown("parameter", name, known)
-        checked[name] = _typed(name, value, known[name])
-    protocol = Protocol(**{n: v for n, v in checked.items() if n in protocol_types})
-    protocol.check()
-    hyper = {name: checked.get(name, parameter.default) for name, parameter in own.items()}
-    return Settings(method, protocol, hyper)
+    entries: dict[str, Any] = {name: (h.annotation, h.default) for name, h in own.items()}
+    return create_model(method, __config__=STRICT, **entries)
 
 
 def short_name(dataset: str) -> str:
@@ -197,7 +201,7 @@ def load_params(
     special = PARAMS / "methods" / f"{method}.{dataset}.yaml"
     if special.is_file():
         own |= read_yaml(special)
-    shadowed = sorted(set(own) & {f.name for f in fields(Protocol)})
+    shadowed = sorted(set(own) & set(Protocol.model_fields))
     if shadowed:
         raise StudyError(
             f"params/methods/{method}.yaml sets the protocol key '{shadowed[0]}': a method may only set its own "
@@ -223,64 +227,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise StudyError(f"The parameter file {path} is missing.") from None
     except yaml.YAMLError as error:
         raise StudyError(f"The parameter file {path} is not valid YAML: {error}.") from error
+    if not isinstance(content or {}, dict):
+        raise StudyError(f"The parameter file {path} must hold one 'name: value' a line.")
     return content or {}
 
 
 def parameters_cell(method: str) -> str:
     """Source of the notebook's `parameters` cell: every parameter, its default, a one-line comment."""
+    own = hyperparameters(find_method(method))
     lines = [
-        _assignment(f.name, f.type, _default(f), f.metadata["comment"]) for f in fields(Protocol)
+        _assignment(name, field.annotation, field.default, field.description or "")
+        for name, field in Protocol.model_fields.items()
     ]
-    for name, parameter in hyperparameters(find_method(method)).items():
-        kind = inspect.formatannotation(parameter.annotation)
-        lines.append(_assignment(name, kind, parameter.default, parameter.comment))
+    lines += [_assignment(name, h.annotation, h.default, h.comment) for name, h in own.items()]
     return "\n".join(lines)
 
 
 def _assignment(name: str, kind: Any, default: Any, comment: str) -> str:
+    kind = base(kind)
+    plain = type(default) if get_origin(kind) is Literal else get_origin(kind) or kind
     # Papermill does not understand unions in annotations, so "or None" goes into the comment.
-    hint = "" if "|" in kind else f": {kind.partition('[')[0]}"
+    hint = "" if plain in UNIONS else f": {plain.__name__}"
     return f"{name}{hint} = {default!r}  # {comment}"
-
-
-def _default(f: Any) -> Any:
-    return f.default_factory() if callable(f.default_factory) else f.default
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """`value` if it is of this kind; whole numbers pass as floats."""
-    choices = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if typing.get_origin(choices[0]) is list and isinstance(value, str):
-        value = _yaml_list(value)  # papermill's -p hands lists over as text
-    for choice in choices:
-        if choice is type(None) and value is None:
-            return None
-        if choice is float and type(value) in (int, float):
-            return float(value)
-        if typing.get_origin(choice) is list and isinstance(value, list):
-            inner = typing.get_args(choice)[0]
-            if all(type(item) is inner for item in value):
-                return list(value)
-        if type(value) is choice:
-            return value
-    hint = (
-        " (YAML reads 1e-4 as text: write 1.0e-4)"
-        if isinstance(value, str) and float in choices
-        else ""
-    )
-    wanted = " or ".join(
-        getattr(c, "__name__", str(c)).replace("NoneType", "None") for c in choices
-    )
-    raise StudyError(f"Parameter {name} must be {wanted}, not {value!r}{hint}.")
-
-
-def _yaml_list(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise StudyError(f"{name} must be at least {least}, not {value}.")

@@ -1,200 +1,250 @@
-"""The four tables of the Chinese summary, with this study's runs beside the reported values."""
+"""One table as HTML for notebooks, Markdown and CSV for files, plain text for terminals; one way to write a number."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from urllib.parse import quote
 
-from dmlstudy.study.ranking import (
-    Estimate,
-    Link,
-    controls_table,
-    estimate,
-    improvement,
-    ranking,
-)
-from dmlstudy.study.records import Record
-from dmlstudy.study.rendering import DASH, Cell, Note, Part, Table, change, notebook_link
-from dmlstudy.study.reported import Paper, Reported, ReportedTable, Row
+import pandas as pd
 
-LEGEND = (
-    "每格自上而下：论文（原文报告值）/ 本研究（各种子均值 ± 95% 置信区间半宽）/ "
-    "Δ（相对未训练主干）；— 表示尚无运行；? 表示未经核实。R@K 单位为 %。"
-)
+DASH = "—"
 
-
-@dataclass(frozen=True)
-class Group:
-    """Columns that one data set's records fill: the reported one, or a stand-in for it."""
-
-    heading: str
-    dataset: str
-    records: dict[str, Record]
-    official: bool
+# Opacity, not grey, and colours of middle lightness: legible on light and dark pages alike.
+STYLE = [
+    ("", "border-collapse: collapse; font-size: 13px; line-height: 1.35; margin: 0.5em 0"),
+    ("caption", "caption-side: top; text-align: left; padding: 0 0 6px; color: inherit"),
+    ("caption b", "font-size: 15px"),
+    ("caption small", "display: block; opacity: 0.7"),
+    ("th, td", "padding: 4px 9px; text-align: left; vertical-align: top; background: none"),
+    ("td", "font-variant-numeric: tabular-nums"),
+    ("td b", "white-space: nowrap"),
+    ("thead th", "font-weight: 600; vertical-align: bottom; border-bottom: 1px solid"),
+    ("tbody tr", "border-bottom: 1px solid rgba(128, 128, 128, 0.3)"),
+    (".paper, .muted", "opacity: 0.65; font-weight: normal; font-size: 12px"),
+    (".up", "color: #1a8f4a; font-size: 12px"),
+    (".down", "color: #d1453b; font-size: 12px"),
+    ("a", "color: inherit; text-decoration: underline dotted"),
+]
+TAGS = {"ours": "b", "paper": "small", "muted": "small"}
 
 
-def summary_tables(
-    records: Iterable[Record], reported: Reported, *, link: Link = notebook_link
-) -> list[Table]:
-    """The four tables: rows, order and columns of the source, one cell per reported value.
+class Part(NamedTuple):
+    """One line of a cell; `kind` is "", "paper", "ours", "muted", "up" or "down"."""
 
-    A run stands under the reported data set only if it is comparable; a partial copy of it and its
-    stand-ins get columns of their own, and only where there are such runs.
+    text: str
+    kind: str = ""
+    link: str | None = None
 
-    Args:
-        link: (dataset, method) -> where the executed notebook is, seen from the table.
+
+class Note(NamedTuple):
+    """A remark beneath a table, in English and, where it has one, in Chinese."""
+
+    en: str
+    zh: str = ""
+    about: str = ""
+
+
+Cell = str | Part | tuple[Part, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """A table to look at and the numbers behind it.
+
+    Attributes:
+        name: stem of its files.
+        columns: headings, each alone or as a pair of a group's heading ("" for none) and its own.
+        rows: one cell per column.
+        data: the numbers, tidy.
+        lang: language of headings and legend.
     """
-    found = list(records)
-    return [_summary_table(table, reported, found, link) for table in reported.tables]
+
+    name: str
+    columns: Sequence[str | tuple[str, str]]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    data: pd.DataFrame = field(default_factory=pd.DataFrame)
+    legend: str = ""
+    notes: Sequence[Note] = ()
+    lang: str = "en"
+
+    @property
+    def heads(self) -> list[tuple[str, str]]:
+        return [("", head) if isinstance(head, str) else head for head in self.columns]
+
+    @property
+    def texts(self) -> list[list[list[str]]]:
+        """The lines of every cell."""
+        return [[[part.text for part in parts(cell)] for cell in row] for row in self.rows]
+
+    def html(self) -> str:
+        """A table that needs nothing from outside; still readable where its style is stripped."""
+        heads = pd.MultiIndex.from_tuples(self.heads)
+        names = heads if any(group for group, _ in self.heads) else heads.droplevel(0)
+        frame = pd.DataFrame([[_html(cell) for cell in row] for row in self.rows], columns=names)
+        starts = [i for i, (a, b) in enumerate(pairwise(self.heads), 1) if a[0] != b[0]]
+        style = [*STYLE, *((f".col{i}", "padding-left: 36px") for i in starts)]
+        styler = (
+            frame.style.hide(axis="index")
+            .set_uuid(self.name)  # a random one would change the notebook at each run
+            .set_table_attributes(f'lang="{self.lang}"')
+            .set_table_styles([{"selector": rule, "props": css} for rule, css in style])
+            .format_index(lambda head: html_text(str(head)), axis=1)
+        )
+        if self.title:
+            caption = f"<b>{html_text(self.title)}</b><small>{html_text(self.legend)}</small>"
+            styler = styler.set_caption(caption)
+        notes = "".join(_html_note(note) for note in self.notes)
+        notes = f'<ul style="font-size: 12px; max-width: 80em">{notes}</ul>' if notes else ""
+        table = styler.to_html(cell_ids=False, sparse_columns=True)
+        return f'<div style="overflow-x: auto">{table}</div>{notes}'
+
+    _repr_html_ = html
+
+    def __repr__(self) -> str:
+        return f"<Table {self.name}: {len(self.rows)} x {len(self.columns)}>"
+
+    def markdown(self) -> str:
+        """Heading, legend, pipe table and notes."""
+        heads = [
+            markdown_text(head) + (f"<br>{markdown_text(g)}" if g else "") for g, head in self.heads
+        ]
+        cells = [[_markdown(cell) for cell in row] for row in self.rows]
+        table = _grid(heads, cells, "github")
+        notes = [_markdown_note(note) for note in self.notes]
+        parts = [
+            f"## {markdown_text(self.title)}",
+            markdown_text(self.legend),
+            table,
+            "\n".join(notes),
+        ]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def text(self) -> str:
+        """Title, aligned columns and notes for a terminal."""
+        cells = [[" ".join(lines) for lines in row] for row in self.texts]
+        notes = [f"{note.about} {note.en}".strip() for note in self.notes]
+        table = _grid([head for _, head in self.heads], cells, "simple")
+        return "\n\n".join(filter(None, [self.title, table, "\n".join(notes)]))
+
+    def write(self, folder: Path) -> None:
+        """`<name>.md` and `<name>.csv`; what is missing is an em dash in both."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
+        csv = self.data.to_csv(index=False, na_rep=DASH, float_format="%.6g")
+        (folder / f"{self.name}.csv").write_text(csv, encoding="utf-8")
 
 
-def incomparable(reported: Reported, records: Iterable[Record]) -> Table:
-    """What cannot be compared and why: reported rows, groups, and this study's stand-in data."""
-    import pandas as pd
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with a real minus sign; an em dash for what is missing; what rounds to zero has no sign.
 
-    notes = [note._replace(about="Reported rows") for note in (*reported.general, *reported.groups)]
-    for paper in reported.papers.values():
-        about = f"{paper.card}. {paper.name}"
-        notes += [note._replace(about=about) for note in paper.notes]
-    for table in reported.tables:
-        about = f"{table.heading}: "
-        notes += [n._replace(about=about + row.label) for row in table.rows for n in row.notes]
-    notes += list(dict.fromkeys(_data_note(r) for r in records if not _official(reported, r)))
-    return Table(
-        name="incomparable",
-        title="不可比较之处 · What cannot be compared, and why",
-        columns=[("", "对象 · what"), ("", "why"), ("", "原因")],
-        rows=[[(Part(note.about, "ours"),), (Part(note.en),), (Part(note.zh),)] for note in notes],
-        data=pd.DataFrame([(n.about, n.en, n.zh) for n in notes], columns=["what", "why", "原因"]),
-        lang="zh-Hans",
-    )
+    >>> number(3.14), number(-0.26), number(-0.04), number(float("nan"))
+    ('3.1', '−0.3', '0.0', '—')
+    """
+    if value is None or math.isnan(value):
+        return DASH
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
-def write_tables(
-    records: Iterable[Record], reported: Reported, folder: Path, protocol: Iterable[str] = ()
-) -> None:
-    """Markdown and CSV copies of every table in `folder`, which lies inside the reports' folder."""
-    found, protocol = list(records), tuple(protocol)
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign.
 
-    def link(dataset: str, method: str) -> str:
-        return f"../{notebook_link(dataset, method)}"
-
-    tables = summary_tables(found, reported, link=link)
-    datasets = dict.fromkeys(record.dataset for record in found)
-    tables += [ranking(found, name, protocol=protocol, link=link) for name in datasets]
-    tables += [controls_table(found, link=link), incomparable(reported, found)]
-    for table in tables:
-        table.write(folder)
+    >>> signed(3.14), signed(-0.26), signed(-0.04)
+    ('+3.1', '−0.3', '0.0')
+    """
+    return ("+" if round(value, digits) > 0 else "") + number(value, digits)
 
 
-def _official(reported: Reported, record: Record) -> bool:
-    return record.comparable and any(t.dataset == record.dataset for t in reported.tables)
+def interval(mean: float, half_width: float | None, digits: int = 1) -> str:
+    """A mean and the half width of its interval, if it has one.
+
+    >>> interval(50.0, 2.484), interval(50.0, None)
+    ('50.0 ± 2.5', '50.0')
+    """
+    half = number(half_width, digits)
+    return number(mean, digits) + ("" if half == DASH else f" ± {half}")
 
 
-def _groups(table: ReportedTable, records: list[Record]) -> list[Group]:
-    """The official columns always; others only where there are records to fill them."""
-
-    def of(dataset: str, keep: bool | None) -> dict[str, Record]:
-        chosen = (r for r in records if r.dataset == dataset and keep in (None, r.comparable))
-        return {record.method: record for record in chosen}
-
-    official = Group(table.heading, table.dataset, of(table.dataset, True), official=True)
-    others = [(table.dataset, of(table.dataset, False))]
-    others += [(name, of(name, None)) for name in table.stand_ins]
-    return [official] + [
-        Group(_stand_in_heading(next(iter(found.values()))), name, found, official=False)
-        for name, found in others
-        if found
-    ]
+def change(value: float, label: str = "", digits: int = 1) -> Part:
+    """A difference with its sign, coloured by its direction; muted when it rounds to zero."""
+    text = signed(value, digits)
+    return Part(label + text, {"+": "up", "−": "down"}.get(text[0], "muted"))
 
 
-def _stand_in_heading(record: Record) -> str:
-    return f"本研究（替代数据：{record.dataset_title}，不可与论文比较）"
+def notebook_link(dataset: str, method: str) -> str:
+    """The executed notebook of a run, relative to the folder of the reports.
+
+    >>> notebook_link("cub200_2010", "multi_similarity")
+    'cub200_2010/multi_similarity.ipynb'
+    """
+    return quote(f"{dataset}/{method}.ipynb")
 
 
-def _summary_table(
-    table: ReportedTable, reported: Reported, records: list[Record], link: Link
-) -> Table:
-    import pandas as pd
-
-    groups = _groups(table, records)
-    columns = [("", "Method")] + [(g.heading, metric) for g in groups for metric in table.metrics]
-    rows: list[list[Cell]] = []
-    data: list[dict[str, Any]] = []
-    for row in table.rows:
-        paper = reported.papers[row.card]
-        cells = [_label(row, paper)]
-        for group in groups:
-            record = group.records.get(paper.method)
-            for metric in table.metrics:
-                printed = row.values[metric] if group.official else None
-                cells.append(_cell(printed, record, metric, link))
-                place = {"row": row.label, "method": paper.method, "dataset": group.dataset}
-                data.append(place | _numbers(printed, record, metric, link))
-        rows.append(cells)
-    return Table(
-        name=table.dataset,
-        title=table.heading,
-        columns=columns,
-        rows=rows,
-        data=pd.DataFrame(data),
-        legend=LEGEND,
-        notes=_notes(table, reported, groups),
-        lang="zh-Hans",
-    )
+def parts(cell: Cell) -> tuple[Part, ...]:
+    """The lines of a cell; a text alone is one."""
+    if isinstance(cell, str):
+        return (Part(cell),)
+    return (cell,) if isinstance(cell, Part) else cell
 
 
-def _label(row: Row, paper: Paper) -> Cell:
-    backbone = "主干不详" if paper.backbone.value == "?" else str(paper.backbone)
-    dimension = "维度不详" if paper.dimension.value == "?" else f"维度 {paper.dimension}"
-    return Part(row.label), Part(f"{backbone}，{dimension}", "muted")
+def html_text(text: str) -> str:
+    """`text` as it stands: no tag, and no formula, which notebooks would see between two dollars."""
+    return escape(text).replace("$", "<span>$</span>")
 
 
-def _measured(record: Record | None, metric: str) -> tuple[Estimate | None, float | None]:
-    if record is None or metric not in record.metrics:
-        return None, None
-    return estimate(record.metrics[metric]), improvement(record, metric)
+def markdown_text(text: str) -> str:
+    r"""`text` as it stands: no tag, no formula, no emphasis, no new column.
+
+    >>> print(markdown_text("a|b*c <b> $x$ multi_similarity [1.2, 3.4]"))
+    a\|b\*c &lt;b&gt; \$x\$ multi_similarity [1.2, 3.4]
+    """
+    text = re.sub(r"([\\`*$|]|\b_|_\b|\](?=[(\[]))", r"\\\1", text)
+    return escape(text, quote=False).replace("\n", " ")
 
 
-def _cell(printed: str | None, record: Record | None, metric: str, link: Link) -> Cell:
-    """Reported (in official columns only), here, and the difference to the untrained trunk."""
-    reported = () if printed is None else (Part(printed, "paper"),)
-    here, delta = _measured(record, metric)
-    if record is None or here is None:
-        return (*reported, Part(DASH, "muted"))
-    moved = Part(DASH, "muted") if delta is None else change(delta, "Δ ")
-    return (*reported, Part(str(here), "ours", link(record.dataset, record.method)), moved)
+def _html(cell: Cell) -> str:
+    lines = []
+    for part in parts(cell):
+        text = _unbroken(html_text(part.text))
+        if part.link:
+            text = f'<a href="{escape(part.link)}">{text}</a>'
+        tag = TAGS.get(part.kind, "span")
+        lines.append(f'<{tag} class="{part.kind}">{text}</{tag}>' if part.kind else text)
+    return "<br>".join(lines)
 
 
-def _numbers(printed: str | None, record: Record | None, metric: str, link: Link) -> dict[str, Any]:
-    here, delta = _measured(record, metric)
-    return {
-        "metric": metric,
-        "reported": printed,
-        "mean": here and here.mean,
-        "half_width": here and here.half_width,
-        "seeds": here and here.seeds,
-        "delta_untrained": delta,
-        "comparable": record and record.comparable,
-        "notebook": record and link(record.dataset, record.method),
-    }
+def _unbroken(text: str) -> str:
+    """A number with its interval stays on one line."""
+    return text.replace(" ", "\u00a0") if "±" in text or text.startswith("[") else text
 
 
-def _data_note(record: Record) -> Note:
-    return Note(
-        f"{record.completeness.rstrip('.')}; its numbers may not stand beside published ones.",
-        "并非论文所用的完整数据集，数值不可与论文比较。",
-        record.dataset_title,
-    )
+def _markdown(cell: Cell) -> str:
+    lines = []
+    for part in parts(cell):
+        text = markdown_text(part.text)
+        text = f"[{text}]({part.link})" if part.link else text
+        lines.append(f"**{text}**" if part.kind == "ours" else text)
+    return "<br>".join(lines)
 
 
-def _notes(table: ReportedTable, reported: Reported, groups: list[Group]) -> list[Note]:
-    notes = list(
-        dict.fromkeys(_data_note(r) for g in groups if not g.official for r in g.records.values())
-    )
-    for row in table.rows:
-        remarks = (*reported.papers[row.card].notes, *row.notes)
-        notes += [remark._replace(about=row.label) for remark in remarks]
-    return notes + list(reported.groups)
+def _html_note(note: Note) -> str:
+    about = f"<b>{html_text(note.about)}</b> " if note.about else ""
+    chinese = f'<br><span lang="zh-Hans">{html_text(note.zh)}</span>' if note.zh else ""
+    return f'<li>{about}<span lang="en">{html_text(note.en)}</span>{chinese}</li>'
+
+
+def _markdown_note(note: Note) -> str:
+    about = f"**{markdown_text(note.about)}** " if note.about else ""
+    return f"- {about}{markdown_text(note.en)} {markdown_text(note.zh)}".rstrip()
+
+
+def _grid(heads: list[str], cells: list[list[str]], form: str) -> str:
+    frame = pd.DataFrame(cells, columns=range(len(heads)))
+    return frame.to_markdown(index=False, headers=heads, tablefmt=form, disable_numparse=True)

@@ -15,7 +15,7 @@ from dmlstudy.losses.damlrrm import minimum_spanning_trees
 from dmlstudy.study.figures import NEGATIVE, POSITIVE, _picture
 
 if TYPE_CHECKING:
-    from dmlstudy.study.report import Report
+    from dmlstudy.study.notebook_report import Report
 
 COLOURS = (POSITIVE, NEGATIVE, "#2166ac")
 

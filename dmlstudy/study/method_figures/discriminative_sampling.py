@@ -19,7 +19,7 @@ from dmlstudy.methods.discriminative_sampling import (
 from dmlstudy.study.figures import NEGATIVE, NEUTRAL, POSITIVE, _picture
 
 if TYPE_CHECKING:
-    from dmlstudy.study.report import Report
+    from dmlstudy.study.notebook_report import Report
 
 ANGLES = (0, 25, 60, 120, 190, 280)
 

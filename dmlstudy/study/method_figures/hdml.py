@@ -13,7 +13,7 @@ from dmlstudy.methods.hdml import HDML, TRACE
 from dmlstudy.study.figures import NEGATIVE, NEUTRAL, POSITIVE, _picture
 
 if TYPE_CHECKING:
-    from dmlstudy.study.report import Report
+    from dmlstudy.study.notebook_report import Report
 
 
 def pulled_negatives() -> Image:

@@ -16,7 +16,7 @@ from dmlstudy.product_codes import hard_codes
 from dmlstudy.study.figures import NEGATIVE, NEUTRAL, POSITIVE, _picture
 
 if TYPE_CHECKING:
-    from dmlstudy.study.report import Report
+    from dmlstudy.study.notebook_report import Report
 
 
 def codes_on_a_plane() -> Image:

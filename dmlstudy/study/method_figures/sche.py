@@ -17,7 +17,7 @@ from dmlstudy.methods.sche import SCHE, confusable_classes
 from dmlstudy.study.figures import NEGATIVE, NEUTRAL, POSITIVE, _picture, gallery
 
 if TYPE_CHECKING:
-    from dmlstudy.study.report import Report
+    from dmlstudy.study.notebook_report import Report
 
 CLASSES, IMAGES, MARGIN, DRAWS = 12, 4, 0.1, 100
 

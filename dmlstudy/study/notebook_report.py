@@ -8,18 +8,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from IPython.display import HTML, Code, DisplayHandle, Image, Markdown, display
+from IPython.display import Code, DisplayHandle, Image, Markdown, display
 from torch import Tensor
 
 from dmlstudy.data import Track
 from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
 from dmlstudy.methods import deviations, find_method
 from dmlstudy.project import PROJECT
-from dmlstudy.study import figures, records
+from dmlstudy.study import figures, results
+from dmlstudy.study.controls import comparisons, controls_table
 from dmlstudy.study.experiment import Experiment, Run
+from dmlstudy.study.literature import load_reported
 from dmlstudy.study.params import PARAMS, settings, short_name
 from dmlstudy.study.provenance import provenance
-from dmlstudy.study.reported import load_reported
+from dmlstudy.study.results import PERCENT
+from dmlstudy.study.tables import (
+    DASH,
+    Cell,
+    Note,
+    Part,
+    Table,
+    change,
+    interval,
+    markdown_text,
+    number,
+    signed,
+)
 
 PLAIN = (bool, int, float, str, list, dict, type(None))
 IPYTHON = {"In", "Out"}
@@ -58,12 +72,10 @@ class Report:
         """The result in one sentence, English and Chinese; filled in at the end of the run."""
         self._verdict = display(Markdown("*Running…*"), display_id="verdict")
 
-    def conditions(self) -> HTML:
+    def conditions(self) -> Table:
         """Data, completeness and provenance."""
-        b, source = (
-            self.benchmark,
-            provenance(self.settings.method, self.benchmark, self.protocol.device),
-        )
+        b = self.benchmark
+        source = provenance(self.settings.method, b, self.protocol.device)
         rows = {
             "data set": f"{b.title}: {len(b.train):,} training images of {len(b.train.classes):,} classes, "
             f"{len(b.query):,} test queries of {len(b.query.classes):,} other classes",
@@ -79,7 +91,7 @@ class Report:
             "data checksum": source["data"],
             "device": source["device"],
         }
-        return _table(rows)
+        return Table("conditions", ["", "value"], list(rows.items()))
 
     def train(self) -> None:
         """Train and test every seed, the untrained trunk beside it, and the method's controls."""
@@ -108,23 +120,26 @@ class Report:
         """Loss terms over epochs."""
         return figures.training_curves({run.seed: run.progress.history for run in self.runs})
 
-    def table(self) -> HTML:
+    def table(self) -> Table:
         """Every metric: reported by the paper, here (mean ± 95 % interval over seeds), untrained trunk."""
         reported = self._reported() or {}
-        rows = []
-        for name in self.runs[0].evaluation.metrics:
-            here, start = self._values(self.runs, name), self._values(self.baselines, name)
-            paper = f"{reported[name]:g}" if name in reported else "—"
-            delta = np.mean(here) - np.mean(start)
-            rows.append((name, paper, _mean(here), _mean(start), f"{delta:+.2f}"))
-        heads = ("metric", "论文 reported", "本研究 here", "未训练 untrained trunk", "Δ")
+        rows: list[list[Cell]] = []
+        baselines = self._scores(self.baselines)
+        for name, here in self._scores(self.runs).items():
+            start = baselines[name]
+            paper = Part(f"{reported[name]:g}" if name in reported else DASH, "paper")
+            delta = float(np.mean(here) - np.mean(start))
+            # Of what is not in percent, more is not better.
+            moved = change(delta, digits=2) if name.startswith(PERCENT) else signed(delta, 2)
+            rows.append([name, paper, Part(_mean(here), "ours"), _mean(start), moved])
         gap = max(run.evaluation.tie_gap for run in self.runs)
         left_out = self.runs[0].evaluation.retrieval.excluded
         note = (
-            f"R@K is the hit rate in percent. Exact ties move {self._first} by at most {gap:.2f} points; "
-            f"{left_out} queries without a positive are left out."
+            f"R@K is the hit rate in percent. Exact ties move {self._first} by at most "
+            f"{number(gap, 2)} points; {left_out} queries without a positive are left out."
         )
-        return HTML(_html_table(heads, rows) + f"<p><small>{note}</small></p>")
+        heads = ["metric", "论文 reported", "本研究 here", "未训练 untrained trunk", "Δ"]
+        return Table("metrics", heads, rows, notes=[Note(note)], lang="zh-Hans")
 
     def histograms(self) -> Image:
         """Similarities of same-class and different-class test pairs, before and after training."""
@@ -139,87 +154,72 @@ class Report:
         show = self.protocol.gallery
         if show == "never" or (show == "embedded" and not self.benchmark.shareable):
             return Markdown(
-                f"*Images of {self.benchmark.title} are not shown in a shared report; "
+                f"*Images of {markdown_text(self.benchmark.title)} are not shown in a shared report; "
                 "rerun with `gallery: always` to see them.*"
             )
-        run, found = self.runs[0], self.runs[0].evaluation.retrieval
-        order = found.map_at_r.argsort(descending=True, stable=True)
+        run, scored = self.runs[0], self.runs[0].evaluation.retrieval
+        order = scored.map_at_r.argsort(descending=True, stable=True)
         middle = np.random.default_rng(0).choice(len(order), 3, replace=False)
         chosen = [("best", order[:3]), ("random", order[np.sort(middle)]), ("worst", order[-3:])]
-        rows = [
-            self._gallery_row(run, kind, int(found.queries[i]))
-            for kind, group in chosen
-            for i in group
-        ]
-        return figures.gallery(rows)
+        queries = [(kind, int(scored.queries[i])) for kind, group in chosen for i in group]
+        return figures.gallery([self._gallery_row(run, *query) for query in queries])
 
     def map(self) -> Image:
         """Ten test classes in the first two principal components of the embedding."""
         labels = torch.from_numpy(self.benchmark.query.labels)
         return figures.embedding_map(self.runs[0].query, labels)
 
-    def worst_classes(self, count: int = 5) -> HTML:
+    def worst_classes(self, count: int = 5) -> Table:
         """Test classes that are found least, mean over seeds, with the untrained trunk beside them."""
         here, start = (self._per_class(runs).mean(0) for runs in (self.runs, self.baselines))
         names = self.benchmark.query.classes
         scored = np.flatnonzero(~np.isnan(here))
         worst = scored[np.argsort(here[scored], kind="stable")][:count]
-        rows = [(names[c], f"{here[c]:.1f}", f"{start[c]:.1f}") for c in worst]
-        return HTML(_html_table(("class", f"{self._first} here", "untrained trunk"), rows))
+        rows = [(names[c], number(here[c], 2), number(start[c], 2)) for c in worst]
+        return Table("worst_classes", ["class", f"{self._first} here", "untrained trunk"], rows)
 
-    def controls(self) -> HTML | Markdown:
+    def controls(self) -> Table | Markdown:
         """The method beside its controls, on the same seeds."""
         if not self.control_runs:
             return Markdown("*No control was run: this row has none, or `control_seeds` is 0.*")
-        n = self.protocol.control_seeds
-        names = (self._first, "R-precision", "MAP@R", "NMI")
-        compared = {
-            self.method.title: self.runs[:n],
-            **self.control_runs,
-            "untrained trunk": self.baselines[:n],
-        }
-        rows = [
-            (title, *(_mean(self._values(runs, name)) for name in names))
-            for title, runs in compared.items()
-        ]
-        return HTML(_html_table(("", *names), rows))
+        place = self.protocol.dataset, self.protocol.fold, self.settings.method
+        controls = {name: self._scores(runs) for name, runs in self.control_runs.items()}
+        compared = comparisons(*place, self._scores(self.runs), controls)
+        metrics = self._first, "R-precision", "MAP@R", "NMI"
+        return controls_table(compared, metrics, digits=2)
 
-    def parameters(self) -> HTML:
+    def parameters(self) -> Table:
         """Every parameter of this run."""
-        shown = {k: v for k, v in self.settings.flat.items() if k != "record"}
-        return _table({name: repr(value) for name, value in shown.items()})
+        rows = [(k, repr(v)) for k, v in self.settings.flat.items() if k != "record"]
+        return Table("parameters", ["", "value"], rows)
 
     def finish(self) -> None:
         """Fill in the verdict and write the record, the only proof that the run succeeded."""
         if self._verdict:
             self._verdict.update(Markdown(self._verdict_text()))
         if self.protocol.record:
-            records.save(self.record(), (PROJECT / self.protocol.record))
+            results.save(self.record(), PROJECT / self.protocol.record)
             print("record written")
 
-    def record(self) -> records.Record:
+    def record(self) -> results.Record:
         """This run's record."""
         b = self.benchmark
-        names = list(self.runs[0].evaluation.metrics)
         classes = ~np.isnan(self._per_class(self.runs)[0])
         track = self.experiment.realised_track
         untracked = () if track else vars(Track())  # what has no effect is not recorded
-        return records.Record(
+        return results.Record(
             method=self.settings.method,
             title=self.method.title,
             dataset=short_name(b.name),
             dataset_title=b.title,
             seeds=list(self.protocol.seeds),
-            metrics={name: self._values(self.runs, name) for name in names},
-            baseline={name: self._values(self.baselines, name) for name in names},
+            metrics=self._scores(self.runs),
+            baseline=self._scores(self.baselines),
             comparable=b.comparable,
             completeness=b.completeness,
             reported=self._reported(),
             deviations=deviations(self.runs[0].method),
-            controls={
-                title: {name: self._values(runs, name) for name in names}
-                for title, runs in self.control_runs.items()
-            },
+            controls={title: self._scores(runs) for title, runs in self.control_runs.items()},
             per_class={
                 "classes": [c for c, there in zip(b.query.classes, classes, strict=True) if there],
                 "queries": [int(n) for n in self._queries_per_class()[classes]],
@@ -240,56 +240,39 @@ class Report:
         return reported.numbers(self.benchmark.name, self.settings.method)
 
     def _verdict_text(self) -> str:
-        here, start = (
-            self._values(self.runs, self._first),
-            self._values(self.baselines, self._first),
-        )
+        here, start = (self._scores(runs)[self._first] for runs in (self.runs, self.baselines))
         delta = np.mean(here) - np.mean(start)
         better = "better than" if delta > 0 else "worse than" if delta < 0 else "the same as"
         chinese = "高" if delta >= 0 else "低"
+        title = markdown_text(self.benchmark.title)
         return (
-            f"**{self._first} {_mean(here)}** on {self.benchmark.title}, {abs(delta):.2f} points {better} the "
-            f"untrained trunk ({_mean(start)}); {len(here)} seeds, last epoch, test classes read once.\n\n"
-            f"**{self._first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）"
+            f"**{self._first} {_mean(here)}** on {title}, {abs(delta):.2f} points {better} the "
+            f"untrained trunk ({_mean(start)}); {len(here)} seeds, last epoch, test classes read "
+            f"once.\n\n**{self._first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）"
             f"{chinese} {abs(delta):.2f} 个百分点；"
             f"{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
         )
 
-    @staticmethod
-    def _values(runs: list[Run], name: str) -> list[float]:
-        return [run.evaluation.metrics[name] for run in runs]
+    def _scores(self, runs: list[Run]) -> dict[str, list[float]]:
+        metrics = runs[0].evaluation.metrics
+        return {name: [run.evaluation.metrics[name] for run in runs] for name in metrics}
 
     def _queries_per_class(self) -> np.ndarray:
-        return np.bincount(
-            self.runs[0].evaluation.retrieval.labels.numpy(),
-            minlength=len(self.benchmark.query.classes),
-        )
+        labels = self.runs[0].evaluation.retrieval.labels.numpy()
+        return np.bincount(labels, minlength=len(self.benchmark.query.classes))
 
     def _per_class(self, runs: list[Run]) -> np.ndarray:
         """R@1 of each test class in percent, [seeds, classes]; NaN where no query could be scored."""
-        counts = self._queries_per_class()
-        k = min(self.protocol.ks)
-        sums = [
-            np.bincount(
-                run.evaluation.retrieval.labels.numpy(),
-                weights=run.evaluation.retrieval.hits[k].numpy(),
-                minlength=len(counts),
-            )
-            for run in runs
-        ]
+        counts, k = self._queries_per_class(), min(self.protocol.ks)
+        scored = [run.evaluation.retrieval for run in runs]
+        sums = [np.bincount(r.labels.numpy(), r.hits[k].numpy(), len(counts)) for r in scored]
         return 100 * np.stack(sums) / np.where(counts, counts, np.nan)
 
     def _pair_histogram(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-        b = self.benchmark
-        gallery_labels = None if b.gallery is None else torch.from_numpy(b.gallery.labels)
-        return pair_histograms(
-            run.query,
-            torch.from_numpy(b.query.labels),
-            run.gallery,
-            gallery_labels,
-            similarity=run.method.similarity,
-            bins=80,
-        )
+        labels, gallery = torch.from_numpy(self.benchmark.query.labels), self.benchmark.gallery
+        searched = run.gallery, None if gallery is None else torch.from_numpy(gallery.labels)
+        similarity = run.method.similarity
+        return pair_histograms(run.query, labels, *searched, similarity=similarity, bins=80)
 
     def _gallery_row(
         self, run: Run, kind: str, query: int
@@ -298,15 +281,14 @@ class Report:
         searched = self.benchmark.gallery or images
         # One more than shown: without a gallery of its own, the query finds itself.
         other = run.query if run.gallery is None else run.gallery
-        nearest = neighbours(
-            run.query[query : query + 1], other, 6, similarity=run.method.similarity
-        )[1][0]
+        one, similarity = run.query[query : query + 1], run.method.similarity
+        nearest = neighbours(one, other, 6, similarity=similarity)[1][0]
         kept = [int(i) for i in nearest if run.gallery is not None or int(i) != query][:5]
         label = images.labels[query]
-        found = [
+        shown = [
             (searched.store[searched.rows[i]], bool(searched.labels[i] == label)) for i in kept
         ]
-        return f"{kind}: {images.classes[label][:14]}", images.store[images.rows[query]], found
+        return f"{kind}: {images.classes[label][:14]}", images.store[images.rows[query]], shown
 
 
 def source(thing: Callable[..., Any]) -> Code:
@@ -314,9 +296,8 @@ def source(thing: Callable[..., Any]) -> Code:
     return Code(inspect.getsource(thing), language="python")
 
 
-def _mean(values: list[float]) -> str:
-    mean, half = t_interval(values)
-    return f"{mean:.2f}" if np.isnan(half) else f"{mean:.2f} ± {half:.2f}"
+def _mean(values: Sequence[float]) -> str:
+    return interval(*t_interval(values), digits=2)
 
 
 def _track_row(track: dict[str, dict[str, float]]) -> dict[str, str]:
@@ -324,17 +305,3 @@ def _track_row(track: dict[str, dict[str, float]]) -> dict[str, str]:
         name: f"{100 * share:.1f} % {name}" for name, share in track.get("labels", {}).items()
     }
     return {"training labels": ", ".join(shares.values())} if track else {}
-
-
-def _table(rows: dict[str, str]) -> HTML:
-    return HTML(_html_table(("", ""), list(rows.items())))
-
-
-def _html_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    import pandas as pd
-
-    frame = pd.DataFrame(rows, columns=list(heads))
-    text = frame.to_html(index=False, border=0, justify="left", header=any(heads))
-    return text.replace("<table", '<table lang="zh-Hans" style="text-align: left"').replace(
-        "<td>", '<td style="text-align: left">'
-    )

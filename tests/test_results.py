@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from dmlstudy.errors import StudyError
-from dmlstudy.study.records import Record, load, load_all, save
+from dmlstudy.project import PROJECT
+from dmlstudy.study.results import Record, load, load_all, save
+
+NAN = float("nan")
+PER_CLASS = {"classes": ["a"], "queries": [1]}
 
 
 def made_up(method="margin", dataset="glyphs", **changes) -> Record:
@@ -18,7 +22,7 @@ def made_up(method="margin", dataset="glyphs", **changes) -> Record:
         "dataset_title": "Glyphs",
         "seeds": [0, 1],
         "metrics": {"R@1": [50.123456789, 51.0]},
-        "baseline": {"R@1": 40.0},
+        "baseline": {"R@1": [40.0, 40.0]},
         "comparable": False,
         "completeness": "generated",
         "params": {"lr": 3e-05, "temperature": 0.123456789},
@@ -68,35 +72,48 @@ def test_failed_write_leaves_the_old_record_and_no_debris(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metrics": {"R@1": [50.0, float("nan")]}}, r"metrics\.R@1\[1\] is nan"),
+        ({"metrics": {"R@1": [50.0, NAN]}}, r"metrics\.R@1\[1\] must be a finite number, not nan"),
+        ({"metrics": {}}, "metrics must have at least 1 item"),
         ({"metrics": {"R@1": [50.0]}}, "metrics.R@1 has 1 values for 2 seeds"),
-        ({"controls": {"random": {"R@1": [1.0] * 3}}}, "controls.random.R@1 has 3 values"),
-        ({"seeds": [0, 0]}, "seeds must be a list of different whole numbers"),
-        ({"method": "../x"}, "method must be a name"),
-        ({"params": {"device": object()}}, "params.device is a object"),
-        ({"per_class": {"classes": ["a"]}}, "per_class lacks"),
+        ({"metrics": {"R@1": ["50.0", 51.0]}}, r"metrics\.R@1\[0\] must be a valid number"),
         (
-            {"per_class": {"classes": ["a"], "queries": [1], "R@1": [[1.0], [1.0, 2.0]]}},
-            "per_class.R@1 must have 1 values",
+            {"metrics": {"R@1": [250.0, 50.0]}},
+            "metrics must hold R@1 in percent, 0 to 100, and has 250",
         ),
+        ({"baseline": {"NMI": [-7.0, 1.0]}}, "baseline must hold NMI in percent"),
+        (
+            {"controls": {"random": {"AUROC": [101.0]}}},
+            "controls.random must hold AUROC in percent",
+        ),
+        ({"controls": {"random": {"R@1": [1.0] * 3}}}, "controls.random.R@1 has 3 values"),
+        ({"controls": {"random": {"R@1": []}}}, "controls.random.R@1 has 0 values"),
+        ({"seeds": [0, 0]}, "seeds must not repeat values"),
+        ({"seeds": []}, "seeds must have at least 1 item"),
+        ({"comparable": 0}, "comparable must be a valid boolean, not 0"),
+        ({"method": "../x"}, "method must be a name that a file can have, not '../x'"),
+        ({"reported": {"R@1": NAN}}, "reported.R@1 must be a finite number"),
+        ({"params": {"lr": [NAN]}}, "params.lr.* must be a finite number"),
+        ({"params": {"device": object()}}, "device is of type object"),
+        ({"per_class": {"classes": ["a"]}}, "per_class lacks classes or queries"),
+        ({"per_class": PER_CLASS | {"R@1": [[1.0], [NAN]]}}, "per_class.R@1.* finite number"),
+        ({"per_class": PER_CLASS | {"R@1": [[1.0]]}}, "per_class.R@1 has 1 rows for 2 seeds"),
+        ({"per_class": PER_CLASS | {"R@1": [[1.0], [1.0, 2.0]]}}, "R@1 must have 1 values"),
+        ({"metric": {}}, "unknown entry metric"),
     ],
 )
-def test_what_breaks_the_contract_is_not_written(tmp_path, changes, message):
-    path = tmp_path / "margin.json"
+def test_what_breaks_the_contract_is_no_record(changes, message):
     with pytest.raises(StudyError, match=message):
-        save(made_up(**changes), path)
-    assert not path.exists()
+        made_up(**changes)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda text: text[:100], "cannot be read as JSON"),
-        (lambda text: text.replace("51.0", "NaN"), "NaN is not a finite number"),
-        (lambda text: text.replace('"schema": 1', '"schema": 7'), "schema is 7"),
-        (lambda text: text.replace('"comparable": false', '"comparable": 0'), "comparable must be"),
-        (lambda text: text.replace('"title"', '"titel"'), "lacks title"),
-        (lambda text: text.replace('"R@1": [50', '"R@1": ["50"], "R@2": [50'), "metrics must be"),
+        (lambda text: text.replace("51.0", "NaN"), r"R@1\[1\] must be a finite number, not nan"),
+        (lambda text: text.replace("51.0", "-7.0"), "must hold R@1 in percent"),
+        (lambda text: text.replace('"schema": 1', '"schema": 7'), "schema must be 1, not 7"),
+        (lambda text: text.replace('"title"', '"titel"'), "it lacks title"),
         (lambda text: "[]", "not a JSON object"),
     ],
 )
@@ -108,6 +125,14 @@ def test_broken_records_name_file_fault_and_remedy(tmp_path, damage, message):
         load_all(tmp_path)
     assert str(path) in str(caught.value)
     assert "delete it and run again" in str(caught.value)
+
+
+def test_committed_records_load_and_are_written_unchanged(tmp_path):
+    paths = [p for p in (PROJECT / "reports").glob("*/*.json") if p.parent.name != "local"]
+    assert len(paths) >= 85
+    for path in paths:
+        save(load(path), tmp_path / "copy.json")
+        assert (tmp_path / "copy.json").read_bytes() == path.read_bytes(), path
 
 
 def test_all_broken_records_are_named_at_once(tmp_path):
