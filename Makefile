@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: study test bench lint format lock clean
+.PHONY: study test notebooks bench lint format lock clean
 
 study: .venv/.ready
 	$(RUN) -m dmlstudy study
@@ -10,6 +10,10 @@ study: .venv/.ready
 test: .venv/.ready lint
 	$(RUN) -m pytest -q -n 2
 	cd notebooks && ../$(RUN) -m pytest -q -n 2 --dist loadfile --nbval-lax .
+
+# The method notebooks, from notebooks/sources.
+notebooks: .venv/.ready
+	$(RUN) -m dmlstudy notebooks
 
 bench: .venv/.ready
 	$(RUN) -m benchmarks

@@ -1,4 +1,4 @@
-"""Command line: list, data, run, validate, controls, study, summary, html."""
+"""Command line: list, data, run, validate, controls, study, notebooks, summary, html."""
 
 from __future__ import annotations
 
@@ -157,6 +157,15 @@ def study(
     for name in names:
         find_method(name)
     run_grid(datasets.split(","), names, reports, jobs or os.cpu_count() or 1)
+
+
+@app.command("notebooks")
+def build_notebooks() -> None:
+    """Build the method notebooks from notebooks/sources; do so after every change there."""
+    from dmlstudy.study.notebook_builder import build_all
+
+    for path in build_all():
+        print(f"written: {os.path.relpath(path, PROJECT)}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import types
 import typing
 from dataclasses import dataclass, field, fields
@@ -225,7 +226,9 @@ def parameters_cell(method: str) -> str:
 def _assignment(name: str, kind: Any, default: Any, comment: str) -> str:
     # Papermill does not understand unions in annotations, so "or None" goes into the comment.
     hint = "" if "|" in kind else f": {kind.partition('[')[0]}"
-    return f"{name}{hint} = {default!r}  # {comment}"
+    # Strings in double quotes, as the formatter would have them.
+    value = json.dumps(default, ensure_ascii=False) if isinstance(default, str) else repr(default)
+    return f"{name}{hint} = {value}  # {comment}"
 
 
 def _default(f: Any) -> Any:
