@@ -1,9 +1,13 @@
 """Source notebooks are clean, equal where they should be, and run to the same bytes twice."""
 
+import itertools
+import os
 import re
+import symtable
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS
@@ -93,6 +97,65 @@ def test_clean_strips_what_differs_and_keeps_the_rest(tmp_path):
     assert cleaned.cells[0].outputs == [stream("stdout", "1\n2\n")]
     assert cleaned.cells[0].metadata == {}
     assert cleaned.cells[1].source.strip() == "epochs = 2"
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """Runs code in one kernel: "", or the name and text of the error that it ended in."""
+    cache = tmp_path_factory.mktemp("cache")
+    notebook = nbformat.v4.new_notebook()
+    client = NotebookClient(notebook, allow_errors=True, resources={"metadata": {"path": cache}})
+    with client.setup_kernel(env=os.environ | {"DMLSTUDY_CACHE": str(cache)}):
+        place = itertools.count()
+
+        def run(code):
+            cell = nbformat.v4.new_code_cell(code)
+            notebook.cells.append(cell)
+            client.execute_cell(cell, next(place))
+            errors = [o for o in cell.outputs if o.output_type == "error"]
+            return errors[0].evalue if errors else ""
+
+        yield run
+
+
+def cell(method, name):
+    return next(c.source for c in read(source_notebook(method)).cells if c.id == name)
+
+
+@pytest.mark.parametrize(
+    "injected, message",
+    [
+        ("seeds = [0, 1]", ""),
+        ("epochss = (1,)", "'epochss': did you mean 'epochs'"),
+        ("seedz = range(3)", "'seedz': did you mean 'seeds'"),
+        ("import numpy\nepoch = numpy.int64(3)", "'epoch': did you mean 'epochs'"),
+        ("epochs = 'many'", "epochs must be"),
+        ("", ""),
+    ],
+)
+def test_misspelt_parameters_are_refused_whatever_their_type(kernel, injected, message):
+    kernel("from pathlib import Path\nhere, count, label = Path(), {1}, 'the reader\\'s own'")
+    assert not kernel(cell("untrained", "parameters"))
+    kernel(f"# Parameters\n{injected}\n")
+    ended = kernel(cell("untrained", "verdict"))
+    assert message in ended and bool(message) == bool(ended)
+
+
+def test_a_notebook_may_be_run_twice_in_one_kernel(kernel):
+    for _ in range(2):
+        for name in ("parameters", "verdict", "conditions", "source"):
+            assert not kernel(cell("untrained", name))
+        assert not kernel("labels, run, data, epochss = [0], 'run', {}, 3")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_cell_hides_a_parameter(method):
+    """It would be taken for the parameter's value when the cells are run again."""
+    for code in read(source_notebook(method)).cells:
+        if code.cell_type == "code" and code.id != "parameters":
+            symbols = symtable.symtable(code.source, code.id, "exec").get_symbols()
+            bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+            assert not bound & set(settings(method, {}).flat)
 
 
 def test_unknown_parameter_fails_with_the_nearest_name(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Method notebooks, built from `notebooks/sources`: one template, and one Markdown file per method.
 
-A source reads like the notebook. A block fenced by ```` ```python NAME ```` is the code cell NAME, the text before it is
+A source reads like the notebook. A block fenced by ```` ```python NAME ```` is the code cell NAME; text before it is
 the text cell NAME-text. A method's file begins with its title and one sentence in each language; its section "The idea"
 goes before the training, a second section, if there is one, behind it. The template holds the cells of all methods.
 """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,37 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     finally:
         if target.exists():
             clean(target)
+
+
+def assigned_parameters(cells: Sequence[str], known: Collection[str]) -> set[str]:
+    """Names that the parameters cell assigns, and the cell that papermill injected after it, right or misspelt.
+
+    Args:
+        cells: sources of the cells that were run, in order; of a cell that was run twice, the last run counts.
+        known: the parameters; the cell that assigns most of them is the parameters cell.
+    """
+    parameters, injected = set[str](), set[str]()
+    for cell in cells:
+        names = _assigned(cell)
+        if len(names & set(known)) > len(known) / 2:
+            parameters, injected = names, set()
+        elif cell.startswith("# Parameters\n"):
+            injected = names
+    return parameters | injected
+
+
+def _assigned(cell: str) -> set[str]:
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        return set()
+    targets = [
+        target
+        for line in body
+        if isinstance(line, (ast.Assign, ast.AnnAssign))
+        for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
+    ]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def clean(path: Path) -> None:
