@@ -19,13 +19,13 @@ bench: .venv/.ready
 	$(RUN) -m benchmarks
 
 lint: .venv/.ready
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 format: .venv/.ready
-	.venv/bin/ruff check --fix .
-	.venv/bin/ruff format .
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
 
 # uv lives in a private environment of its own; the lock decides every other version.
 .uv/bin/uv:
