@@ -39,9 +39,10 @@ def list_methods() -> None:
     """All methods: paper, kind, where each leaves the protocol, and how sure its card is."""
     from dmlstudy.methods import METHODS, Task, deviations
     from dmlstudy.networks import build_network
+    from dmlstudy.study.notebooks import number
 
     table = Table(
-        "card",
+        "no.",
         "method",
         "paper",
         "kind",
@@ -52,7 +53,7 @@ def list_methods() -> None:
     for name, method in METHODS.items():
         built = method(build_network("convnet", channels=1, embedding_size=64), Task(2, 4, 1))
         away = ", ".join(deviations(built)) or "nothing"
-        table.add_row(method.card, name, method.paper, method.kind, away, method.certainty)
+        table.add_row(str(number(name)), name, method.paper, method.kind, away, method.certainty)
     Console().print(table)
 
 
@@ -171,8 +172,9 @@ def build_notebooks() -> None:
 @app.command()
 def summary(reports: Reports = LOCAL) -> None:
     """Collect the records into the summary notebook and the tables."""
-    from dmlstudy.study.notebooks import NOTEBOOKS, execute
+    from dmlstudy.study.notebooks import NOTEBOOKS, execute, link_reports
 
+    link_reports(PROJECT / reports)
     target = PROJECT / reports / "summary.ipynb"
     execute(
         NOTEBOOKS / "summary.ipynb", target, {"reports": reports, "tables": f"{reports}/tables"}

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS
 from dmlstudy.study.notebook_builder import build
-from dmlstudy.study.notebooks import NOTEBOOKS, clean, execute, source_notebook
+from dmlstudy.study.notebooks import NOTEBOOKS, clean, execute, link_reports, source_notebook
 from dmlstudy.study.params import settings
 
 REPORTS = NOTEBOOKS.parent / "reports"
@@ -97,6 +97,25 @@ def test_clean_strips_what_differs_and_keeps_the_rest(tmp_path):
     assert cleaned.cells[0].outputs == [stream("stdout", "1\n2\n")]
     assert cleaned.cells[0].metadata == {}
     assert cleaned.cells[1].source.strip() == "epochs = 2"
+
+
+def test_reports_link_to_the_summary_and_to_each_other(tmp_path):
+    """Only to what there is: a failed run has no record."""
+    for dataset in ("digits", "folder_my [$1] photos", "glyphs", "failed"):
+        report = tmp_path / dataset / "snr.ipynb"
+        report.parent.mkdir()
+        report.write_bytes(source_notebook("snr").read_bytes())
+        if dataset != "failed":
+            report.with_suffix(".json").write_text("{}")
+    for _ in range(2):
+        link_reports(tmp_path)
+        lines = read(tmp_path / "digits" / "snr.ipynb").cells[0].source.splitlines()
+        assert lines[-1] == (
+            "[All results · 全部结果](../summary.ipynb) · "
+            r"[folder\_my \[\$1\] photos](../folder_my%20%5B%241%5D%20photos/snr.ipynb) · "
+            "[glyphs](../glyphs/snr.ipynb)"
+        )
+    assert read(tmp_path / "failed" / "snr.ipynb") == read(source_notebook("snr"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from dmlstudy.methods import METHODS, find_method
-from dmlstudy.study.notebooks import NOTEBOOKS, source_notebook
+from dmlstudy.study.notebooks import NOTEBOOKS, number, source_notebook
 from dmlstudy.study.params import parameters_cell
 
 SOURCES = NOTEBOOKS / "sources"
@@ -21,13 +21,6 @@ CODE_CELL = re.compile(r"^```python (\S+)\n(.*?)\n```$", re.MULTILINE | re.DOTAL
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
-}
-# As they were called before there was a builder.
-NAMES = {
-    "parameters-text": "title",
-    "source-text": "idea",
-    "table-text": "results-text",
-    "parameters-of-record-text": "parameters-text",
 }
 
 
@@ -38,10 +31,10 @@ def build(method: str) -> str:
     source = (SOURCES / f"{method}.md").read_text(encoding="utf-8")
     title, idea, *after = re.split(r"^(?=## )", source, flags=re.MULTILINE)
     template = Template((SOURCES / "template.md").read_text(encoding="utf-8"))
-    card = find_method(method).card
+    title = Template(title).safe_substitute(paper=find_method(method).paper)
     text = template.substitute(
         method=method,
-        title=title if card == "00" else title.replace("# ", f"# {card.upper()} · ", 1),
+        title=title.replace("# ", f"# {number(method):02d} · ", 1),
         parameters=parameters_cell(method),
         idea=idea,
         after="\n".join(after),
@@ -58,8 +51,7 @@ def _cells(text: str) -> list[Any]:
     for match in CODE_CELL.finditer(text):
         name, code = match.groups()
         if before := text[end : match.start()].strip():
-            text_name = NAMES.get(f"{name}-text", f"{name}-text")
-            cells.append(nbformat.v4.new_markdown_cell(before, id=text_name))
+            cells.append(nbformat.v4.new_markdown_cell(before, id=f"{name}-text"))
         metadata = {"tags": ["parameters"]} if name == "parameters" else {}
         cells.append(nbformat.v4.new_code_cell(code, id=name, metadata=metadata))
         end = match.end()

@@ -8,9 +8,10 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dmlstudy.errors import StudyError
-from dmlstudy.methods import find_method
+from dmlstudy.methods import METHODS, find_method
 from dmlstudy.project import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -19,9 +20,15 @@ NOTEBOOKS = PROJECT / "notebooks"
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
+def number(method: str) -> int:
+    """A method's number, by which its notebook goes: its place in the table."""
+    find_method(method)
+    return list(METHODS).index(method)
+
+
 def source_notebook(method: str) -> Path:
-    """The source notebook of a method: its card's number, then its name."""
-    return NOTEBOOKS / f"{find_method(method).card}_{method}.ipynb"
+    """The source notebook of a method: its number, then its name."""
+    return NOTEBOOKS / f"{number(method):02d}_{method}.ipynb"
 
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
@@ -119,6 +126,31 @@ def _joined(outputs: list[Any]) -> list[Any]:
         else:
             joined.append(output)
     return joined
+
+
+SUMMARY_LINK = "[All results · 全部结果]"
+
+
+def link_reports(folder: Path) -> None:
+    """Renew the links at the top of every finished report: to the summary, and to its method on other data sets."""
+    import nbformat
+
+    reports = [p for p in sorted(folder.glob("*/*.ipynb")) if p.with_suffix(".json").exists()]
+    for path in reports:
+        notebook = nbformat.read(path, as_version=4)
+        others = [p for p in reports if p.name == path.name and p != path]
+        links = [f"{SUMMARY_LINK}(../summary.ipynb)", *map(_link, others)]
+        lines = notebook.cells[0].source.split("\n")
+        renewed = [" · ".join(links) if x.startswith(SUMMARY_LINK) else x for x in lines]
+        if renewed != lines:
+            notebook.cells[0].source = "\n".join(renewed)
+            nbformat.write(notebook, path)
+
+
+def _link(report: Path) -> str:
+    dataset = report.parent.name
+    shown = re.sub(r"([\\`*_\[\]<>$])", r"\\\1", dataset)  # a folder's name is no Markdown
+    return f"[{shown}](../{quote(dataset)}/{report.name})"
 
 
 # The template keeps columns free for prompts, which we leave out, and tables need the room.
