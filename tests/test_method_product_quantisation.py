@@ -28,11 +28,6 @@ from dmlstudy.losses.product_quantisation import (
 from dmlstudy.methods.base import Batch, Task, deviations
 from dmlstudy.methods.product_quantisation import ProductQuantisation
 from dmlstudy.networks import build_network
-from dmlstudy.study.method_figures.product_quantisation import (
-    codes_on_a_plane,
-    recall_and_usage,
-    recall_by_bits,
-)
 from dmlstudy.training import EmbedAll, Recipe, train
 
 torch.set_num_threads(1)
@@ -365,19 +360,3 @@ def test_deviations():
         "embeddings not normalised",
         "own parameters (learning rate 0.01)",
     ]
-
-
-def test_figures(inputs):
-    method = build()
-    rows = EmbedAll(method, inputs)()
-    labels = SimpleNamespace(labels=LABELS)
-    run = SimpleNamespace(method=method, query=rows, gallery=None)
-    report = SimpleNamespace(
-        runs=[run], benchmark=SimpleNamespace(query=labels, gallery=None), control_runs={}
-    )
-    alone = recall_by_bits(report)
-    assert [bits for bits, _ in alone.values()] == [12, 12, 256]
-    run.gallery, report.benchmark.gallery = rows, labels  # every query finds itself
-    assert recall_by_bits(report)["soft to soft"] == (256, pytest.approx(100))
-    for picture in (codes_on_a_plane(), recall_and_usage(report)):
-        assert picture.data.startswith(b"\x89PNG")

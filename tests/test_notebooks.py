@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS
-from dmlstudy.study.notebook_builder import build
+from dmlstudy.study.notebook_builder import build, pairs
 from dmlstudy.study.notebooks import NOTEBOOKS, clean, execute, link_reports, source_notebook
 from dmlstudy.study.params import settings
 
@@ -51,15 +51,23 @@ def test_committed_reports_are_free_of_what_differs_between_machines():
         assert len(injected) == 1 and "record = " not in injected[0], path
 
 
-def test_every_method_has_a_notebook_and_every_notebook_a_method():
-    methods = {source_notebook(name) for name in METHODS}
-    assert set(SOURCES) == methods | {NOTEBOOKS / "00_data.ipynb", NOTEBOOKS / "summary.ipynb"}
+@pytest.mark.parametrize("source, notebook", pairs(), ids=lambda path: path.stem)
+def test_notebooks_are_what_their_sources_say(source, notebook):
+    committed = notebook.read_text(encoding="utf-8")
+    assert committed == build(source), "the sources have changed: run `make notebooks`"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_notebooks_are_what_their_sources_say(method):
-    committed = source_notebook(method).read_bytes()
-    assert committed == build(method).encode(), "the sources have changed: run `make notebooks`"
+def test_every_source_and_notebook_has_its_other():
+    sources, notebooks = zip(*pairs(), strict=True)
+    assert {NOTEBOOKS / "sources" / "template.md", *sources} == {*NOTEBOOKS.glob("sources/*.md")}
+    assert {*notebooks} == {*SOURCES}
+
+
+def test_text_behind_the_last_cell_is_refused(tmp_path):
+    source = tmp_path / "page.md"
+    source.write_text("# Title\n\n```python a\n1\n```\n\n```python b\n2\n")
+    with pytest.raises(StudyError, match="page.md has text behind its last code cell"):
+        build(source)
 
 
 @pytest.mark.parametrize("method", METHODS)
