@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: study test bench lint format lock clean
+.PHONY: study test notebooks bench lint format lock clean
 
 study: .venv/.ready
 	$(RUN) -m dmlstudy study
@@ -11,17 +11,21 @@ test: .venv/.ready lint
 	$(RUN) -m pytest -q -n 2
 	cd notebooks && ../$(RUN) -m pytest -q -n 2 --dist loadfile --nbval-lax .
 
+# The method notebooks, from notebooks/sources.
+notebooks: .venv/.ready
+	$(RUN) -m dmlstudy notebooks
+
 bench: .venv/.ready
 	$(RUN) -m benchmarks
 
 lint: .venv/.ready
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 format: .venv/.ready
-	.venv/bin/ruff check --fix .
-	.venv/bin/ruff format .
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
 
 # uv lives in a private environment of its own; the lock decides every other version.
 .uv/bin/uv:

@@ -4,16 +4,21 @@
 #   snakemake --executor slurm -k --config datasets=cub200_2011,sop reports=reports
 
 import sys
+from pathlib import Path
 
+from dmlstudy.methods import METHODS
+from dmlstudy.study.grid import inputs
 from dmlstudy.study.params import short_name
 
-# Short names make paths; folder:PATH has slashes.
-DATASETS = {short_name(name): name for name in config.get("datasets", "digits,glyphs").split(",")}
-METHODS = config["methods"].split(",") if config.get("methods") else None
+
+def listed(key, default):
+    """A list of the configuration: as such, or separated by commas on the command line."""
+    value = config.get(key) or default
+    return value.split(",") if isinstance(value, str) else value
+
+
+DATASETS = {short_name(name): name for name in listed("datasets", "digits,glyphs")}  # short names make paths
 REPORTS = config.get("reports", "reports/local")
-if METHODS is None:
-    from dmlstudy.methods import METHODS
-from dmlstudy.study.notebooks import source_notebook
 
 
 wildcard_constraints:
@@ -23,16 +28,12 @@ wildcard_constraints:
 
 rule all:
     input:
-        expand(f"{REPORTS}/{{dataset}}/{{method}}.json", dataset=DATASETS, method=METHODS),
+        [f"{REPORTS}/{dataset}/{method}.json" for dataset in DATASETS for method in listed("methods", list(METHODS))],
 
 
 rule run:
     input:
-        notebook=lambda wildcards: source_notebook(wildcards.method),
-        protocol="params/protocol.yaml",
-        dataset=lambda wildcards: f"params/datasets/{DATASETS[wildcards.dataset].partition(':')[0]}.yaml",
-        method="params/methods/{method}.yaml",
-        code="dmlstudy/methods/{method}.py",
+        lambda wildcards: inputs(wildcards.method, DATASETS[wildcards.dataset]),
     output:
         f"{REPORTS}/{{dataset}}/{{method}}.json",
     log:
@@ -40,5 +41,6 @@ rule run:
     params:
         dataset=lambda wildcards: DATASETS[wildcards.dataset],
     threads: 1
+    # Every value is quoted: paths may hold spaces, apostrophes and what a shell would execute.
     shell:
-        "{sys.executable} -m dmlstudy run {wildcards.method} '{params.dataset}' --reports {REPORTS}"
+        "{sys.executable:q} -m dmlstudy run {wildcards.method:q} {params.dataset:q} --reports {REPORTS:q}"

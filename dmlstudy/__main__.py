@@ -1,4 +1,4 @@
-"""Command line: list, data, run, validate, controls, study, summary, html."""
+"""Command line: list, data, run, validate, controls, study, notebooks, summary, html."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ Sets = Annotated[
 @app.command("list")
 def list_methods() -> None:
     """All methods: paper, kind, where each leaves the protocol, and how sure its card is."""
-    from dmlstudy.methods import METHODS, Task, deviations
+    from dmlstudy.methods import METHODS, TrainingSet, citation, deviations
     from dmlstudy.networks import build_network
 
     table = Table(
-        "card",
+        "no.",
         "method",
         "paper",
         "kind",
@@ -50,9 +50,13 @@ def list_methods() -> None:
         show_lines=True,
     )
     for name, method in METHODS.items():
-        built = method(build_network("convnet", channels=1, embedding_size=64), Task(2, 4, 1))
+        built = method(
+            build_network("convnet", channels=1, embedding_size=64), TrainingSet(2, 4, 1)
+        )
         away = ", ".join(deviations(built)) or "nothing"
-        table.add_row(method.card, name, method.paper, method.kind, away, method.certainty)
+        table.add_row(
+            f"{method.number:02d}", name, citation(method), method.kind, away, method.certainty
+        )
     Console().print(table)
 
 
@@ -154,11 +158,21 @@ def study(
     run_grid(datasets.split(","), names, reports, jobs or os.cpu_count() or 1)
 
 
+@app.command("notebooks")
+def build_notebooks() -> None:
+    """Build the method notebooks from notebooks/sources; do so after every change there."""
+    from dmlstudy.study.notebook_builder import build_all
+
+    for path in build_all():
+        print(f"written: {os.path.relpath(path, PROJECT)}")
+
+
 @app.command()
 def summary(reports: Reports = LOCAL) -> None:
     """Collect the records into the summary notebook and the tables."""
-    from dmlstudy.study.notebooks import NOTEBOOKS, execute
+    from dmlstudy.study.notebooks import NOTEBOOKS, execute, link_reports
 
+    link_reports(PROJECT / reports)
     target = PROJECT / reports / "summary.ipynb"
     execute(
         NOTEBOOKS / "summary.ipynb", target, {"reports": reports, "tables": f"{reports}/tables"}

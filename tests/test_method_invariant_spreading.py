@@ -14,7 +14,6 @@ from dmlstudy.losses.invariant_spreading import instance_log_probabilities, inva
 from dmlstudy.methods.base import Batch, Task, deviations
 from dmlstudy.methods.invariant_spreading import InvariantSpreading
 from dmlstudy.networks import build_network
-from dmlstudy.study.method_figures.invariant_spreading import views_at_work
 from dmlstudy.training import EmbedAll, Recipe, train
 
 torch.set_num_threads(1)
@@ -201,7 +200,3 @@ def test_controls_and_protocol(inputs):
     assert build().loss(batch)["instance"] > softmax
     assert InvariantSpreading.views == 2
     assert deviations(build()) == ["batch composition", "2 views per image"]
-
-
-def test_figure_is_drawn():
-    assert views_at_work().data.startswith(b"\x89PNG")

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dmlstudy.study.method_figures.product_quantisation import (
+    codes_on_a_plane,
+    recall_and_usage,
+    recall_by_bits,
+)
 
 from dmlstudy.data import Augment, ImageSet, Pixels
 from dmlstudy.errors import StudyError
@@ -27,11 +32,6 @@ from dmlstudy.product_codes import (
     faiss_index,
     hard_codes,
     query_tables,
-)
-from dmlstudy.study.method_figures.product_quantisation import (
-    codes_on_a_plane,
-    recall_and_usage,
-    recall_by_bits,
 )
 from dmlstudy.training import EmbedAll, Recipe, train
 

@@ -1,28 +1,26 @@
 """Source notebooks are clean, equal where they should be, and run to the same bytes twice."""
 
-import ast
+import itertools
+import os
 import re
+import symtable
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS
-from dmlstudy.study.notebooks import NOTEBOOKS, clean, execute, source_notebook
-from dmlstudy.study.params import parameters_cell, settings
+from dmlstudy.study.notebook_builder import build, pairs
+from dmlstudy.study.notebooks import NOTEBOOKS, clean, execute, link_reports, source_notebook
+from dmlstudy.study.params import settings
 
 REPORTS = NOTEBOOKS.parent / "reports"
 SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
-# Cells in which notebooks may differ: the text on the method, its source, its figures, its name.
-OWN = re.compile(r"title|idea|parameters|verdict|source(-\d+)?|(figure|after).*")
 
 
 def read(path):
     return nbformat.read(path, as_version=4)
-
-
-def cells(method):
-    return {cell.id: cell for cell in read(source_notebook(method)).cells}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -53,19 +51,23 @@ def test_committed_reports_are_free_of_what_differs_between_machines():
         assert len(injected) == 1 and "record = " not in injected[0], path
 
 
-def test_every_method_has_a_notebook_and_every_notebook_a_method():
-    methods = {source_notebook(name) for name in METHODS}
-    assert set(SOURCES) == methods | {NOTEBOOKS / "00_data.ipynb", NOTEBOOKS / "summary.ipynb"}
+@pytest.mark.parametrize("source, notebook", pairs(), ids=lambda path: path.stem)
+def test_notebooks_are_what_their_sources_say(source, notebook):
+    committed = notebook.read_text(encoding="utf-8")
+    assert committed == build(source), "the sources have changed: run `make notebooks`"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_parameters_cell_is_the_generated_one(method):
-    written, generated = cells(method)["parameters"].source, parameters_cell(method)
-    assert ast.dump(ast.parse(written)) == ast.dump(ast.parse(generated))
-    comments = [
-        [line.partition("  # ")[2] for line in t.splitlines()] for t in (written, generated)
-    ]
-    assert comments[0] == comments[1]
+def test_every_source_and_notebook_has_its_other():
+    sources, notebooks = zip(*pairs(), strict=True)
+    assert {NOTEBOOKS / "sources" / "template.md", *sources} == {*NOTEBOOKS.glob("sources/*.md")}
+    assert {*notebooks} == {*SOURCES}
+
+
+def test_text_behind_the_last_cell_is_refused(tmp_path):
+    source = tmp_path / "page.md"
+    source.write_text("# Title\n\n```python a\n1\n```\n\n```python b\n2\n")
+    with pytest.raises(StudyError, match="page.md has text behind its last code cell"):
+        build(source)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -75,16 +77,6 @@ def test_papermill_lists_every_parameter_with_help(method):
     listed = papermill.inspect_notebook(str(source_notebook(method)))
     assert list(listed) == list(settings(method, {}).flat)
     assert all(parameter["help"] for parameter in listed.values())
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_what_is_not_the_methods_own_is_equal_everywhere(method):
-    def shared(name):
-        return [(i, c.cell_type, c.source) for i, c in cells(name).items() if not OWN.fullmatch(i)]
-
-    assert shared(method) == shared("untrained")
-    begun = cells(method)["verdict"].source
-    assert begun.replace(f'"{method}"', '"untrained"') == cells("untrained")["verdict"].source
 
 
 def test_clean_strips_what_differs_and_keeps_the_rest(tmp_path):
@@ -113,6 +105,84 @@ def test_clean_strips_what_differs_and_keeps_the_rest(tmp_path):
     assert cleaned.cells[0].outputs == [stream("stdout", "1\n2\n")]
     assert cleaned.cells[0].metadata == {}
     assert cleaned.cells[1].source.strip() == "epochs = 2"
+
+
+def test_reports_link_to_the_summary_and_to_each_other(tmp_path):
+    """Only to what there is: a failed run has no record."""
+    for dataset in ("digits", "folder_my [$1] photos", "glyphs", "failed"):
+        report = tmp_path / dataset / "snr.ipynb"
+        report.parent.mkdir()
+        report.write_bytes(source_notebook("snr").read_bytes())
+        if dataset != "failed":
+            report.with_suffix(".json").write_text("{}")
+    for _ in range(2):
+        link_reports(tmp_path)
+        lines = read(tmp_path / "digits" / "snr.ipynb").cells[0].source.splitlines()
+        assert lines[-1] == (
+            "[All results · 全部结果](../summary.ipynb) · "
+            r"[folder\_my \[\$1\] photos](../folder_my%20%5B%241%5D%20photos/snr.ipynb) · "
+            "[glyphs](../glyphs/snr.ipynb)"
+        )
+    assert read(tmp_path / "failed" / "snr.ipynb") == read(source_notebook("snr"))
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """Runs code in one kernel: "", or the name and text of the error that it ended in."""
+    cache = tmp_path_factory.mktemp("cache")
+    notebook = nbformat.v4.new_notebook()
+    client = NotebookClient(notebook, allow_errors=True, resources={"metadata": {"path": cache}})
+    with client.setup_kernel(env=os.environ | {"DMLSTUDY_CACHE": str(cache)}):
+        place = itertools.count()
+
+        def run(code):
+            cell = nbformat.v4.new_code_cell(code)
+            notebook.cells.append(cell)
+            client.execute_cell(cell, next(place))
+            errors = [o for o in cell.outputs if o.output_type == "error"]
+            return errors[0].evalue if errors else ""
+
+        yield run
+
+
+def cell(method, name):
+    return next(c.source for c in read(source_notebook(method)).cells if c.id == name)
+
+
+@pytest.mark.parametrize(
+    "injected, message",
+    [
+        ("seeds = [0, 1]", ""),
+        ("epochss = (1,)", "'epochss': did you mean 'epochs'"),
+        ("seedz = range(3)", "'seedz': did you mean 'seeds'"),
+        ("import numpy\nepoch = numpy.int64(3)", "'epoch': did you mean 'epochs'"),
+        ("epochs = 'many'", "epochs must be"),
+        ("", ""),
+    ],
+)
+def test_misspelt_parameters_are_refused_whatever_their_type(kernel, injected, message):
+    kernel("from pathlib import Path\nhere, count, label = Path(), {1}, 'the reader\\'s own'")
+    assert not kernel(cell("untrained", "parameters"))
+    kernel(f"# Parameters\n{injected}\n")
+    ended = kernel(cell("untrained", "verdict"))
+    assert message in ended and bool(message) == bool(ended)
+
+
+def test_a_notebook_may_be_run_twice_in_one_kernel(kernel):
+    for _ in range(2):
+        for name in ("parameters", "verdict", "conditions", "source"):
+            assert not kernel(cell("untrained", name))
+        assert not kernel("labels, run, data, epochss = [0], 'run', {}, 3")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_cell_hides_a_parameter(method):
+    """It would be taken for the parameter's value when the cells are run again."""
+    for code in read(source_notebook(method)).cells:
+        if code.cell_type == "code" and code.id != "parameters":
+            symbols = symtable.symtable(code.source, code.id, "exec").get_symbols()
+            bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+            assert not bound & set(settings(method, {}).flat)
 
 
 def test_unknown_parameter_fails_with_the_nearest_name(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -43,13 +44,33 @@ def run_grid(datasets: Sequence[str], methods: Sequence[str], reports: str, jobs
         )
 
 
+def inputs(method: str, dataset: str) -> list[str]:
+    """Files that decide a run's record, relative to the project: the grid runs again what is older than one of them."""
+    from dmlstudy.study.fingerprint import training_code
+    from dmlstudy.study.notebooks import source_notebook
+    from dmlstudy.study.params import PARAMS
+
+    special = PARAMS / "methods" / f"{method}.{dataset}.yaml"
+    files = [
+        source_notebook(method),
+        PARAMS / "protocol.yaml",
+        PARAMS / "datasets" / f"{dataset.partition(':')[0]}.yaml",
+        PARAMS / "methods" / f"{method}.yaml",
+        *([special] if special.is_file() else []),
+        *training_code(method),
+    ]
+    return [str(path.relative_to(PROJECT)) for path in files]
+
+
 def _snakemake(
     datasets: Sequence[str], methods: Sequence[str], reports: str, jobs: int, wanted: list[Path]
 ) -> int:
     command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--cores", str(jobs)]
     command += ["--keep-going", "--rerun-incomplete", "--nolock", "--quiet", "all"]
-    command += ["--rerun-triggers", "mtime", "--config", f"reports={reports}"]
-    command += [f"datasets={','.join(datasets)}", f"methods={','.join(methods)}"]
+    command += ["--rerun-triggers", "mtime", "--config"]
+    # As JSON, which is YAML too: a name may hold a comma, or look like a number.
+    chosen = {"datasets": [*datasets], "methods": [*methods], "reports": reports}
+    command += [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
     started, shown = time.time(), set[Path]()
     with subprocess.Popen(command, cwd=PROJECT) as process:
         while process.poll() is None:

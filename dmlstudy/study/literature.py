@@ -47,7 +47,7 @@ class Paper(BaseModel):
     @property
     def number(self) -> int:
         """The card's number, as in the Chinese summary."""
-        return int(find_method(self.method).card)
+        return find_method(self.method).number
 
 
 class Row(BaseModel):

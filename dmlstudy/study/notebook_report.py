@@ -13,12 +13,13 @@ from torch import Tensor
 
 from dmlstudy.data import Track
 from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
-from dmlstudy.methods import deviations, find_method
+from dmlstudy.methods import citation, deviations, find_method
 from dmlstudy.project import PROJECT
 from dmlstudy.study import figures, results
 from dmlstudy.study.controls import comparisons, controls_table
 from dmlstudy.study.experiment import Experiment, Run
 from dmlstudy.study.literature import load_reported
+from dmlstudy.study.notebooks import assigned_parameters
 from dmlstudy.study.params import PARAMS, settings, short_name
 from dmlstudy.study.provenance import provenance
 from dmlstudy.study.results import PERCENT
@@ -35,23 +36,19 @@ from dmlstudy.study.tables import (
     signed,
 )
 
-PLAIN = (bool, int, float, str, list, dict, type(None))
-IPYTHON = {"In", "Out"}
-
 
 def begin(method: str, namespace: dict[str, Any]) -> Report:
     """Read the notebook's parameters out of its global names and check all of them.
 
-    Papermill only warns of a parameter that the notebook does not know; here it is an error.
+    Parameters are the known ones and whatever else the parameters cell, or the one that papermill injected, assigns:
+    papermill only warns of a parameter that the notebook does not know. Other global names are the reader's own.
 
     Raises:
         StudyError: unknown parameter, wrong type or range, unknown data set.
     """
-    given = {
-        name: value
-        for name, value in namespace.items()
-        if isinstance(value, PLAIN) and not name.startswith("_") and name not in IPYTHON
-    }
+    known = settings(method, {}).flat
+    names = [*known, *sorted(assigned_parameters(namespace.get("In", ()), known) - set(known))]
+    given = {name: namespace[name] for name in names if name in namespace}
     return Report(Experiment(settings(method, given)))
 
 
@@ -83,7 +80,7 @@ class Report:
             **_track_row(self.experiment.realised_track),
             "comparable with the papers": "yes" if b.comparable else "no",
             "seeds": ", ".join(map(str, self.protocol.seeds)),
-            "paper": self.method.paper,
+            "paper": citation(self.method),
             "certainty": self.method.certainty,
             "code": f"commit {source['git']}{' with changes' if source['dirty'] else ''}, "
             f"fingerprint {source['code']}, lock {source['lock']}",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import find_method
@@ -18,8 +21,8 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": s
 
 
 def source_notebook(method: str) -> Path:
-    """The source notebook of a method: its card's number, then its name."""
-    return NOTEBOOKS / f"{find_method(method).card}_{method}.ipynb"
+    """The source notebook of a method: its number, then its name."""
+    return NOTEBOOKS / f"{find_method(method).number:02d}_{method}.ipynb"
 
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
@@ -51,6 +54,37 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     finally:
         if target.exists():
             clean(target)
+
+
+def assigned_parameters(cells: Sequence[str], known: Collection[str]) -> set[str]:
+    """Names that the parameters cell assigns, and the cell that papermill injected after it, right or misspelt.
+
+    Args:
+        cells: sources of the cells that were run, in order; of a cell that was run twice, the last run counts.
+        known: the parameters; the cell that assigns most of them is the parameters cell.
+    """
+    parameters, injected = set[str](), set[str]()
+    for cell in cells:
+        names = _assigned(cell)
+        if len(names & set(known)) > len(known) / 2:
+            parameters, injected = names, set()
+        elif cell.startswith("# Parameters\n"):
+            injected = names
+    return parameters | injected
+
+
+def _assigned(cell: str) -> set[str]:
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        return set()
+    targets = [
+        target
+        for line in body
+        if isinstance(line, (ast.Assign, ast.AnnAssign))
+        for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
+    ]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def clean(path: Path) -> None:
@@ -86,6 +120,31 @@ def _joined(outputs: list[Any]) -> list[Any]:
         else:
             joined.append(output)
     return joined
+
+
+SUMMARY_LINK = "[All results · 全部结果]"
+
+
+def link_reports(folder: Path) -> None:
+    """Renew the links at the top of every finished report: to the summary, and to its method on other data sets."""
+    import nbformat
+
+    reports = [p for p in sorted(folder.glob("*/*.ipynb")) if p.with_suffix(".json").exists()]
+    for path in reports:
+        notebook = nbformat.read(path, as_version=4)
+        others = [p for p in reports if p.name == path.name and p != path]
+        links = [f"{SUMMARY_LINK}(../summary.ipynb)", *map(_link, others)]
+        lines = notebook.cells[0].source.split("\n")
+        renewed = [" · ".join(links) if x.startswith(SUMMARY_LINK) else x for x in lines]
+        if renewed != lines:
+            notebook.cells[0].source = "\n".join(renewed)
+            nbformat.write(notebook, path)
+
+
+def _link(report: Path) -> str:
+    dataset = report.parent.name
+    shown = re.sub(r"([\\`*_\[\]<>$])", r"\\\1", dataset)  # a folder's name is no Markdown
+    return f"[{shown}](../{quote(dataset)}/{report.name})"
 
 
 # The template keeps columns free for prompts, which we leave out, and tables need the room.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -248,4 +249,6 @@ def _assignment(name: str, kind: Any, default: Any, comment: str) -> str:
     plain = type(default) if get_origin(kind) is Literal else get_origin(kind) or kind
     # Papermill does not understand unions in annotations, so "or None" goes into the comment.
     hint = "" if plain in UNIONS else f": {plain.__name__}"
-    return f"{name}{hint} = {default!r}  # {comment}"
+    # Strings in double quotes, as the formatter would have them.
+    value = json.dumps(default, ensure_ascii=False) if isinstance(default, str) else repr(default)
+    return f"{name}{hint} = {value}  # {comment}"
