@@ -24,7 +24,7 @@ def upper_bound(
         embeddings: f, [B, D].
         labels: y, [B], in 0..C-1.
         centroids: c, [C, D], constants; the bound is tight if they are equidistant.
-        squared: square all distances, as a third-party implementation does; no bound any more.
+        squared: square all distances, which is no bound any more.
 
     Returns:
         Scalar, negative for good embeddings; defined for every batch, also of one class. A point on a centroid
