@@ -11,13 +11,17 @@ from pathlib import PurePath
 from typing import Any
 
 import annotated_types
-from pydantic import ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dmlstudy.errors import StudyError, unknown
 
-# Strict: True is no whole number and 2.0 neither; whole numbers pass as floats.
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 UNIONS = (types.UnionType, typing.Union)
+
+
+class Strict(BaseModel):
+    """True is no whole number and 2.0 neither; whole numbers pass as floats, NaN and infinity nowhere."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 def plain_value(name: str, value: Any) -> Any:

@@ -7,18 +7,16 @@ from typing import Annotated, Literal
 
 import yaml
 from annotated_types import Len
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import find_method
-from dmlstudy.study.checks import STRICT, broken
+from dmlstudy.study.checks import Strict, broken
 from dmlstudy.study.tables import Note
 
 
-class Claim(BaseModel):
+class Claim(Strict):
     """A fact about a paper and how sure it is."""
-
-    model_config = STRICT
 
     value: str = "?"
     certainty: Literal["code", "source", "memory", "unknown"] = "unknown"
@@ -33,10 +31,8 @@ class Claim(BaseModel):
         return self.value if sure else f"{self.value}?"
 
 
-class Paper(BaseModel):
+class Paper(Strict):
     """What is known of the printed results of a method's paper; the paper itself is named by the method."""
-
-    model_config = STRICT
 
     method: str
     name: str
@@ -50,10 +46,8 @@ class Paper(BaseModel):
         return find_method(self.method).number
 
 
-class Row(BaseModel):
+class Row(Strict):
     """A row as printed: its label and its values, in the order of the table's metrics."""
-
-    model_config = STRICT
 
     method: str
     label: str
@@ -61,10 +55,8 @@ class Row(BaseModel):
     notes: list[Note] = []
 
 
-class ReportedTable(BaseModel):
+class ReportedTable(Strict):
     """A table as printed; `stand_ins` are data sets shown beside it in columns of their own."""
-
-    model_config = STRICT
 
     heading: str
     dataset: str
@@ -80,10 +72,8 @@ class ReportedTable(BaseModel):
         return self
 
 
-class Reported(BaseModel):
+class Reported(Strict):
     """The papers by card number, the four tables, and what may be compared at all."""
-
-    model_config = STRICT
 
     papers: Annotated[list[Paper], Len(1)]
     tables: Annotated[list[ReportedTable], Len(1)]

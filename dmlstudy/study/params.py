@@ -11,7 +11,6 @@ import yaml
 from annotated_types import Len
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     Field,
     ValidationError,
@@ -24,7 +23,7 @@ from dmlstudy.errors import StudyError, unknown
 from dmlstudy.methods import find_method, hyperparameters
 from dmlstudy.project import PROJECT
 from dmlstudy.ranges import Fold, Momentum, Neighbours, Pixels, PositiveShare, Rate, Seed, Share
-from dmlstudy.study.checks import STRICT, UNIONS, base, different, mistyped, plain_value
+from dmlstudy.study.checks import UNIONS, Strict, base, different, mistyped, plain_value
 from dmlstudy.training import Recipe
 
 PARAMS = PROJECT / "params"
@@ -46,10 +45,8 @@ def _key(default: Any, comment: str, **limits: Any) -> Any:
     return Field(default, description=comment, **limits)
 
 
-class Protocol(BaseModel):
+class Protocol(Strict):
     """Everything that is the same for all methods on a data set; defaults are a smoke run of seconds."""
-
-    model_config = STRICT
 
     dataset: str = _key("digits", "data set, or folder:PATH with one subfolder of images per class")
     seeds: Annotated[list[Seed], *Several] = _key([0], "one training run per seed")
@@ -169,11 +166,11 @@ def settings(method: str, given: dict[str, Any]) -> Settings:
     return Settings(method, protocol, dict(hyper))
 
 
-def _own_model(method: str) -> type[BaseModel]:
+def _own_model(method: str) -> type[Strict]:
     """A model of a method's hyperparameters, with the ranges of their annotations."""
     own = hyperparameters(find_method(method))
     entries: dict[str, Any] = {name: (h.annotation, h.default) for name, h in own.items()}
-    return create_model(method, __config__=STRICT, **entries)
+    return create_model(method, __base__=Strict, **entries)
 
 
 def short_name(dataset: str) -> str:

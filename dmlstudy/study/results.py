@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     Field,
     JsonValue,
@@ -21,7 +20,7 @@ from pydantic import (
 
 from dmlstudy.errors import StudyError
 from dmlstudy.ranges import Seed
-from dmlstudy.study.checks import STRICT, broken, different, plain_value
+from dmlstudy.study.checks import Strict, broken, different, plain_value
 
 PERCENT = ("R@", "R-precision", "MAP@R", "NMI", "AUROC")  # how names of metrics in percent begin
 
@@ -55,7 +54,7 @@ SCHEMA = Field(validation_alias="schema", serialization_alias="schema")
 Scores = Annotated[dict[str, list[float]], AfterValidator(_in_percent)]
 
 
-class Record(BaseModel):
+class Record(Strict):
     """What one method reached on one data set, and how; the only proof that a run succeeded.
 
     R@K, R-precision, MAP@R, NMI and AUROC are in percent.
@@ -76,8 +75,6 @@ class Record(BaseModel):
     Raises:
         StudyError: an entry is missing, unknown, of another type or out of range.
     """
-
-    model_config = STRICT
 
     method: Name
     title: str
