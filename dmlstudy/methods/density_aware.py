@@ -61,5 +61,5 @@ class DensityAware(Method):
     def _find_centres(self, f: Tensor, y: Tensor) -> None:
         centres = self.configured(losses.density_centres)(f, y, classes=len(self.centres))
         self.centres.copy_(centres)
-        inside = self.configured(losses.dense_region)(f, y, centres=centres)
+        inside = losses.dense_region(f, y, centres=centres, quantile=self.quantile)
         self.inside.copy_(inside)
