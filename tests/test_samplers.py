@@ -236,50 +236,12 @@ def test_what_cannot_be_drawn_has_no_share():
     assert gradient.isfinite().all() and not gradient[[1, 3]].any()
 
 
-@pytest.fixture
-def policy():
-    """A policy with experience, and the vectors of five classes."""
+def test_scores_equal_the_loop_and_are_alike_without_experience():
     torch.manual_seed(5)
-    policy, e = Policy(3, 8).double(), F.normalize(torch.randn(5, 3).double())
-    assert not policy(e[0], e).any()  # without experience all classes are alike
+    policy, e = Policy(3, 8), F.normalize(torch.randn(5, 3))
+    assert not policy(e[0], e).any()
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter)
-    return policy, e
-
-
-def test_scores_equal_the_loop(policy):
-    g, e = policy
     for a, c in itertools.product(range(5), repeat=2):
-        score = g.layers(torch.cat([e[a], e[c], (e[a] @ e[c])[None]]))
-        torch.testing.assert_close(g(e[a], e)[c], score[0])
-
-
-def reinforced(policy, e, rewards, draws):
-    """Exact expectation of the gradient of -mean r log pi over all ordered draws beside class 0."""
-    logits = policy(e[0], e).masked_fill(torch.arange(5) == 0, -torch.inf)
-    expected = 0
-    for drawn in itertools.permutations(range(1, 5), draws):
-        log_pi = draw_log_probabilities(logits, torch.tensor(drawn))
-        weight = log_pi.sum().exp().detach()
-        expected = expected - weight * (rewards[list(drawn)] * log_pi).mean()
-    direct = -(logits.softmax(0) * rewards).sum()
-    gradients = (
-        torch.autograd.grad(v, [*policy.parameters()], retain_graph=True)
-        for v in (expected, direct)
-    )
-    return [torch.nn.utils.parameters_to_vector(gradient) for gradient in gradients]
-
-
-def test_constant_reward_has_no_expected_gradient(policy):
-    def expected(rewards):
-        return reinforced(*policy, rewards.double(), 2)[0]
-
-    assert expected(torch.full((5,), 3.0)).abs().max() < 1e-12
-    varied = expected(torch.arange(5))
-    assert varied.abs().max() > 1e-3
-    # Nor does the running mean bias it.
-    torch.testing.assert_close(expected(torch.arange(5) - 7), varied)
-
-
-def test_the_gradient_of_one_draw_is_that_of_the_expected_reward(policy):
-    torch.testing.assert_close(*reinforced(*policy, torch.tensor([0, 1.0, 4, 2, 3]).double(), 1))
+        score = policy.layers(torch.cat([e[a], e[c], (e[a] @ e[c])[None]]))
+        torch.testing.assert_close(policy(e[a], e)[c], score[0])
