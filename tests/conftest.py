@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmlstudy.data import Augment, ImageSet, Pixels
-from dmlstudy.methods import METHODS, Batch, Method, TrainingSet
+from dmlstudy.methods import METHODS, Batch, EmbedAll, Epoch, Method, TrainingSet
 from dmlstudy.networks import build_network
 from dmlstudy.training import Progress, Recipe, train
 
@@ -59,6 +59,27 @@ def whole(inputs: Pixels) -> Batch:
     """All images as one batch, not augmented."""
     index = torch.arange(len(inputs))
     return Batch(inputs.test_inputs(index), torch.from_numpy(inputs.images.labels), index)
+
+
+def rows(batch: Batch, indices: np.ndarray) -> Batch:
+    """Some images of a batch."""
+    i = torch.from_numpy(indices)
+    return Batch(batch.images[i], batch.labels[i], batch.indices[i], batch.tag)
+
+
+def planned(
+    method: Method, inputs: Pixels, number: int = 0, seed: int = 0, p: int = 4, k: int = 4
+) -> np.ndarray:
+    """The batches of an epoch, positions of images [steps, P*K]."""
+    rng, embed_all = np.random.default_rng(seed), EmbedAll(method, inputs)
+    epoch = Epoch(number, inputs.images.labels, p, k, rng, embed_all)
+    return np.array([indices for indices, _ in method.batches(epoch)])
+
+
+def reached(value: Tensor, part: nn.Module) -> list[bool]:
+    """Which parameters of a module a loss term teaches."""
+    given = torch.autograd.grad(value, [*part.parameters()], retain_graph=True, allow_unused=True)
+    return [g is not None and bool(g.any()) for g in given]
 
 
 def assert_same(a: object, b: object) -> None:

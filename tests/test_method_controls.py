@@ -1,0 +1,210 @@
+"""Every control takes exactly one part away; rankings, teachers, codes and what else a method gives at test time."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CLASSES, EPOCHS, assert_same, build, go, planned, rows, whole
+
+from dmlstudy import losses, miners
+from dmlstudy.data import Augment, Pixels
+from dmlstudy.geometry import pair_masks, pairwise_distance, squared_distance
+from dmlstudy.methods import (
+    METHODS,
+    EmbedAll,
+    Method,
+    hyperparameters,
+)
+from dmlstudy.methods.damlrrm import DAMLRRM
+from dmlstudy.methods.ensembles import DivideAndConquer
+from dmlstudy.methods.pairs import SNR, FastAP, MultiSimilarity, RankedList, TripletBatchHard
+from dmlstudy.methods.sche import SCHE
+from dmlstudy.methods.teachers import Teachers
+from dmlstudy.training import Recipe
+
+
+@pytest.fixture
+def inputs(tiny_images):
+    """The tiny images, hardly augmented."""
+    return Pixels(tiny_images, 8, Augment(shift=0.1))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "untrained"])
+def test_training_lowers_the_loss_and_every_control_is_another_method(name, inputs):
+    """The loss is the sum of all terms but the policy's, whose rewards rise as it learns."""
+    seen, kind = [], METHODS[name]
+    for control in ({}, *kind.controls.values()):
+        method = build(kind, **{k: v for k, v in control.items() if k in hyperparameters(kind)})
+        if name == "divide_and_conquer":  # a random head crowds all images, and no pair is active
+            features = EmbedAll(method, inputs)(method.network.features)
+            method.network.start_head_from_pca(features)
+        history = go(method, inputs, recipe=Recipe(4, 4, EPOCHS, 3e-3, 3e-3, 1e-4)).history
+        total = [sum(v for k, v in row.items() if k not in ("epoch", "policy")) for row in history]
+        assert total[-1] < 0.99 * total[0]
+        own = (history, EmbedAll(method, inputs)().tolist())
+        assert own not in seen or "label_noise" in control  # of the protocol, not of the method
+        seen.append(own)
+
+
+# --- losses of pairs
+
+
+def contrastive(x, y, metric):
+    """1 for positives' distances, hinge at 1 for negatives', each over what is not zero."""
+    d, (positive, negative) = metric(x), pair_masks(y)
+    far = (1 - d[negative]).relu()
+    return d[positive].mean() + far.sum() / (far > 0).sum().clamp_min(1)
+
+
+def ratio(x, z=None):
+    z = x if z is None else z
+    return (z[None] - x[:, None]).var(2) / x.var(1)[:, None]
+
+
+VALUES = [
+    (FastAP, {}, losses.fastap),
+    (FastAP, {"bins": 5}, partial(losses.fastap, bins=5)),
+    (FastAP, {"bins": 20}, partial(losses.fastap, bins=20)),
+    (MultiSimilarity, {"epsilon": None}, losses.multi_similarity),
+    (
+        MultiSimilarity,
+        {"epsilon": 0.3},
+        partial(losses.multi_similarity, pairs=partial(miners.multi_similarity_miner, epsilon=0.3)),
+    ),
+    (RankedList, {}, losses.ranked_list),
+    (RankedList, {"temperature": 0.0}, partial(losses.ranked_list, temperature=0.0)),
+    (TripletBatchHard, {}, losses.triplet_batch_hard),
+    (TripletBatchHard, {"margin": 0.2}, partial(losses.triplet_batch_hard, margin=0.2)),
+    (TripletBatchHard, {"unit": True}, losses.triplet_batch_hard),
+    (Teachers, {}, partial(losses.triplet_batch_hard, margin=0.2)),
+    (SNR, {}, partial(contrastive, metric=ratio)),
+    (SNR, {"distance": "euclidean"}, partial(contrastive, metric=squared_distance)),
+    (SNR, {"distance": "euclidean", "unit": True}, partial(contrastive, metric=squared_distance)),
+    (SNR, {"form": "triplet", "margin": 0.2}, partial(losses.snr_triplet, margin=0.2)),
+]
+
+
+@pytest.mark.parametrize("kind, hyper, formula", VALUES, ids=str)
+def test_the_loss_is_the_formula_of_the_embedding(kind, hyper, formula, inputs):
+    method, batch = build(kind, **hyper), whole(inputs)
+    z = method.network(batch.images)
+    z = F.normalize(z) if method.unit else z
+    value, *_ = method.loss(batch).values()
+    torch.testing.assert_close(value, formula(z, batch.labels))
+
+
+# --- which images meet
+
+
+@pytest.mark.parametrize(
+    "name, hyper, same",
+    [
+        ("density_aware", {}, True),
+        ("sche", {}, False),
+        ("sche", {"classes": "random"}, True),
+        ("damlrrm", {}, False),
+        ("damlrrm", {"second_stream": False}, True),
+        ("divide_and_conquer", {"clusters": 1}, True),
+        ("hdml", {}, True),
+    ],
+    ids=str,
+)
+def test_batches_are_the_protocols_where_the_sampler_is(name, hyper, same, inputs):
+    protocol = planned(build(FastAP), inputs)
+    ours = planned(build(METHODS[name], **hyper), inputs)
+    assert np.array_equal(ours, protocol) == same
+    if name == "damlrrm":
+        assert np.array_equal(inputs.images.labels[ours], inputs.images.labels[protocol])
+
+
+def test_a_policy_without_experience_is_the_uniform_sampler(inputs):
+    fresh, uniform = (
+        build(METHODS["discriminative_sampling"], **h) for h in ({}, {"sampler": "uniform"})
+    )
+    batches = planned(fresh, inputs)
+    assert np.array_equal(batches, planned(uniform, inputs))
+    batch = rows(whole(inputs), batches[0])
+    terms = uniform.loss(batch)
+    assert list(terms) == ["npair"] and terms["npair"] == fresh.loss(batch)["npair"]
+    z, y = uniform.embed(batch.images).unflatten(0, (4, 4)), batch.labels[::2]
+    rounds = [losses.npair(z[:, r : r + 2].flatten(0, 1), y, l2=0.02) for r in (0, 2)]
+    torch.testing.assert_close(terms["npair"], sum(rounds) / 2)
+    torch.nn.init.normal_(fresh.policy.layers[-1].weight, std=9)
+    assert not np.array_equal(batches, planned(fresh, inputs))
+
+
+class PlainMargin(Method):
+    """What divide and conquer must be with one cluster."""
+
+    def loss(self, batch):
+        f = self.embed(batch.images)
+        pairs = partial(miners.nearest_negatives, cutoff=0.5)
+        return {"margin": losses.margin(f, batch.labels, beta=1.2, alpha=0.2, pairs=pairs)}
+
+
+def test_one_cluster_is_the_plain_margin_loss_bit_for_bit(inputs):
+    one, plain = build(DivideAndConquer, clusters=1), build(PlainMargin)
+    assert_same(*(go(method, inputs).history for method in (one, plain)))
+    assert_same(one.network.state_dict(), plain.network.state_dict())
+
+
+# --- edges and hard classes
+
+
+def test_damlrrms_controls_change_the_edges_only(inputs):
+    batch, y = whole(inputs), whole(inputs).labels
+    tree, everything, random, one = (build(DAMLRRM, **h) for h in ({}, *DAMLRRM.controls.values()))
+    f = tree.embed(batch.images)
+    value = partial(losses.tree_pairs, f, y, scale=tree.scale)
+    minimum = losses.minimum_spanning_trees(pairwise_distance(f.detach()), y)
+    term = tree.loss(batch)["spanning tree"]
+    assert term == one.loss(batch)["spanning tree"] == value(edges=minimum)
+    assert everything.loss(batch)["spanning tree"] == value(edges=pair_masks(y)[0])
+    torch.manual_seed(3)
+    edges = losses.minimum_spanning_trees(torch.rand(48, 48), y)
+    assert edges.sum() == minimum.sum() and not torch.equal(edges, minimum)
+    torch.manual_seed(3)
+    first, second = (random.loss(batch)["spanning tree"] for _ in range(2))
+    assert first == value(edges=edges) != second
+    assert term < min(first, second)  # of all trees, the minimum has the shortest edges
+
+
+def test_every_control_of_sche_takes_one_part_away(inputs):
+    batch, y = whole(inputs), whole(inputs).labels
+    full, images_only, none, bare = (build(SCHE, **h) for h in ({}, *SCHE.controls.values()))
+    f, w = full.embed(batch.images), full.unit_signatures()
+
+    def triplet(classes):
+        """Farthest positive, nearest image of the `classes` whose signatures are nearest; mean of what violates."""
+        d2, s, terms = squared_distance(f), (f @ w.T).detach(), []
+        for i in range(48):
+            others = sorted(set(range(CLASSES)) - {int(y[i])}, key=lambda c: -float(s[i, c]))
+            hard = torch.isin(y, torch.tensor(others[:classes]))
+            terms.append((d2[i, y == y[i]].max() - d2[i, hard].min() + 0.2).relu())
+        return sum(terms) / sum(t.item() > 0 for t in terms)
+
+    terms = [method.loss(batch) for method in (full, images_only, bare)]
+    for term, classes in zip(terms, (3, 5, 5), strict=True):
+        torch.testing.assert_close(term["triplet"], triplet(classes))
+    assert terms[0]["triplet"] < terms[1]["triplet"] == terms[2]["triplet"]
+    torch.manual_seed(0)
+    first, second = (none.loss(batch)["triplet"] for _ in range(2))
+    assert first != second and first < terms[1]["triplet"]
+    softmax = 0.1 * F.cross_entropy(20 * f @ w.T, y)
+    for method, weight in ((full, 1), (images_only, 1), (none, 1), (bare, 0)):
+        torch.testing.assert_close(method.loss(batch)["signatures"], weight * softmax)
+
+
+def test_the_most_confusable_classes_are_other_classes():
+    method, classes = build(SCHE), torch.tensor([4, 1])
+    similarity, nearest = method.most_confusable(classes, 9)
+    assert nearest.shape == (2, 5)
+    w = method.unit_signatures()
+    for own, row, values in zip(classes, nearest, similarity, strict=True):
+        assert sorted([int(own), *row.tolist()]) == list(range(CLASSES))
+        torch.testing.assert_close(values, w[row] @ w[own])
+        assert values.tolist() == sorted(values.tolist(), reverse=True)

@@ -1,0 +1,247 @@
+"""Samplers beside plain P x K: against loops and enumeration, and what must hold of every batch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dmlstudy.samplers import (
+    Policy,
+    TwoStreams,
+    cluster_batches,
+    confusable_batches,
+    confusable_classes,
+    draw_log_probabilities,
+    instance_batches,
+    match_clusters,
+    pk_batches,
+    two_streams,
+)
+
+
+def ragged(seed, classes=13):
+    """Shuffled labels of classes of 2 to 39 images, and a unit signature of each."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), rng.integers(2, 40, classes))
+    w = F.normalize(torch.randn(classes, 3, generator=torch.Generator().manual_seed(seed)))
+    return rng.permutation(labels), w
+
+
+def confusable(epoch, labels, p, hard, signatures, seed=0):
+    rng = np.random.default_rng(seed)
+    return list(confusable_batches(epoch, labels, p, hard, signatures, rng))
+
+
+# --- confusable classes
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("p", "k", "hard"), [(4, 4, 3), (5, 3, 1), (13, 2, 4), (3, 2, 7), (6, 4, 0)]
+)
+def test_confusable_batches_are_the_protocols_groups_in_as_many_batches(seed, p, k, hard):
+    labels, w = ragged(seed)
+    epoch = list(pk_batches(labels, p, k, np.random.default_rng(seed)))
+    dealt = confusable(epoch, labels, p, hard, lambda: w, seed)
+    assert len(dealt) == len(epoch)
+    for indices in dealt:
+        assert set(np.unique(labels[indices], return_counts=True)[1]) == {k}
+        assert len(np.unique(labels[indices])) == p
+    groups = [sorted(map(tuple, np.reshape(batches, (-1, k)))) for batches in (epoch, dealt)]
+    assert groups[0] == groups[1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_anchor_brings_its_nearest_classes(seed):
+    _, w = ragged(seed)
+    chosen = confusable_classes(np.full(13, 9), 20, 8, 3, w, np.random.default_rng(seed))
+    assert len(set(chosen)) == 8
+    free = set(range(13))
+    for start in (0, 4):
+        anchor, *nearest = chosen[start : start + 4]
+        free -= {anchor}
+        assert nearest == sorted(free, key=lambda c: -float(w[anchor] @ w[c]))[:3]
+        free -= set(nearest)
+
+
+def test_classes_that_every_batch_needs_are_never_left_out():
+    left = np.array([3, 1, 3, 1, 0, 1])
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        chosen = confusable_classes(left, 3, 3, 2, torch.eye(6), rng)
+        assert {0, 2} < set(chosen) and 4 not in chosen
+
+
+def test_confusable_classes_do_meet():
+    """Similarity to the nearest class of the batch, beside that under the protocol's sampler."""
+    labels, (_, w) = np.repeat(np.arange(40), 16), ragged(0, 40)
+    epoch = list(pk_batches(labels, 8, 4, np.random.default_rng(0)))
+
+    def nearness(batches):
+        s = torch.stack([w[labels[b[::4]]] @ w[labels[b[::4]]].T for b in batches])
+        return float(s.masked_fill(torch.eye(8).bool(), -1).amax(2).mean())
+
+    assert nearness(confusable(epoch, labels, 8, 3, lambda: w)) > nearness(epoch) + 0.1
+
+
+def test_signatures_are_asked_anew_for_every_batch():
+    labels, w = ragged(0)
+    epoch = list(pk_batches(labels, 4, 4, np.random.default_rng(0)))
+    asked = []
+
+    def signatures():
+        asked.append(len(asked))
+        return w if len(asked) < 3 else -w.flip(0)
+
+    dealt = confusable(epoch, labels, 4, 3, signatures)
+    fixed = confusable(epoch, labels, 4, 3, lambda: w)
+    assert len(asked) == len(epoch)
+    same = [np.array_equal(a, b) for a, b in zip(dealt, fixed, strict=True)]
+    assert same[:2] == [True, True] and not all(same)
+
+
+# --- two streams
+
+
+def pairs_of(group):
+    return {frozenset(pair) for pair in itertools.combinations(group.tolist(), 2)}
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 4), (9, 4), (12, 5), (30, 8), (6, 4), (7, 2), (4, 4)])
+def test_all_pairs_of_a_class_meet(n, k):
+    ring, met = np.random.default_rng(0).permutation(n), set()
+    for meeting in range(n * n):
+        group = two_streams(ring, k, meeting)
+        assert len(set(group)) == k  # no image meets itself
+        met |= pairs_of(group)
+    assert len(met) == n * (n - 1) // 2
+
+
+def test_no_meeting_repeats_before_the_product_of_the_periods():
+    # Nine places of the first stream, five of the second: 1 to 5 ahead, co-prime to 9.
+    groups = [tuple(two_streams(np.arange(9), 4, meeting)) for meeting in range(90)]
+    assert len(set(groups[:45])) == 45 and groups[:45] == groups[45:]
+    first = [group[:2] for group in groups]
+    assert first[:9] == first[9:18] and len(set(first)) == 9
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 2), (2, 4), (3, 4), (3, 8)])
+def test_small_classes_are_filled_up(n, k):
+    for meeting in range(5):
+        group = two_streams(np.arange(n), k, meeting)
+        assert len(group) == k and set(group) <= set(range(n))
+
+
+def test_streams_keep_classes_and_steps_and_go_on_over_epochs():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 8))
+    torch.manual_seed(0)
+    streams, met, meetings = TwoStreams(48, 6), set(), np.zeros(6, dtype=int)
+    assert streams.order.sort().values.tolist() == list(range(48))
+    for epoch in range(12):
+        protocol = list(pk_batches(labels, 4, 4, np.random.default_rng(epoch)))
+        batches = list(streams.batches(iter(protocol), labels, 4))
+        assert np.array_equal(labels[np.array(batches)], labels[np.array(protocol)])
+        for group in np.reshape(batches, (-1, 4)):
+            c = labels[group[0]]
+            ring = [i for i in streams.order.tolist() if labels[i] == c]
+            assert group.tolist() == two_streams(np.array(ring), 4, meetings[c]).tolist()
+            meetings[c] += 1
+            met |= pairs_of(group)
+    assert streams.meetings.tolist() == meetings.tolist()
+    assert len(met) == 6 * 8 * 7 // 2
+    assert not torch.equal(TwoStreams(48, 6).order, streams.order)
+
+
+# --- instances
+
+
+@pytest.mark.parametrize(("images", "size"), [(40, 12), (40, 40), (5, 12), (1, 3), (41, 5)])
+def test_instances_are_all_different(images, size):
+    batches = list(instance_batches(images, size, np.random.default_rng(0)))
+    drawn = np.concatenate(batches)
+    assert {len(batch) for batch in batches} == {min(size, images)}
+    assert len(set(drawn)) == len(drawn) > images - size and set(drawn) <= set(range(images))
+    again = np.concatenate(list(instance_batches(images, size, np.random.default_rng(1))))
+    assert images == 1 or drawn.tolist() != again.tolist()
+
+
+# --- clusters
+
+
+@pytest.mark.parametrize(("p", "k"), [(3, 2), (5, 4), (99, 2)])
+def test_cluster_batches_are_p_by_k_of_one_cluster_each_in_turn(p, k):
+    labels, _ = ragged(1)
+    cluster_of = np.random.default_rng(2).integers(4, size=len(labels))
+    cluster_of[labels == 0] = np.arange((labels == 0).sum()).clip(max=3)  # alone in clusters 0-2
+    labels[cluster_of == 3] = 0  # a cluster of one class
+    batches = list(cluster_batches(cluster_of, labels, p, k, np.random.default_rng(0)))
+    usable = [(np.bincount(labels[cluster_of == c], minlength=13) >= 2) for c in range(4)]
+    for indices, cluster in batches:
+        assert (cluster_of[indices] == cluster).all()
+        classes, counts = np.unique(labels[indices], return_counts=True)
+        assert len(classes) == min(p, usable[cluster].sum()) and set(counts) == {k}
+        assert usable[cluster][classes].all()
+    tags = [cluster for _, cluster in batches]
+    rounds = [[c for c in range(3) if tags.count(c) > r] for r in range(len(tags))]
+    assert tags == list(itertools.chain(*rounds)) and set(tags) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clusters_are_matched_by_the_best_of_all_permutations(seed):
+    old, new = np.random.default_rng(seed).integers(5, size=(2, 60))
+    stay = [np.mean(np.array(m)[new] == old) for m in itertools.permutations(range(5))]
+    matching = match_clusters(old, new, 5)
+    assert sorted(matching) == list(range(5))
+    assert np.mean(matching[new] == old) == max(stay)
+    renamed = np.array([3, 0, 4, 1, 2])[old]
+    assert np.array_equal(match_clusters(old, renamed, 5)[renamed], old)
+
+
+# --- a policy
+
+
+def log_probabilities_by_loop(logits, drawn):
+    terms, left = [], list(range(len(logits)))
+    for c in drawn:
+        terms.append(logits[c] - torch.stack([logits[i] for i in left]).exp().sum().log())
+        left.remove(c)
+    return torch.stack(terms)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_probabilities_of_draws_equal_the_loop_and_sum_to_one(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, generator=generator, dtype=torch.float64).requires_grad_()
+    total = 0.0
+    for drawn in itertools.permutations(range(5), 3):
+        ours = draw_log_probabilities(logits, torch.tensor(drawn))
+        loop = log_probabilities_by_loop(logits, drawn)
+        torch.testing.assert_close(ours, loop)
+        gradients = (torch.autograd.grad(v.sum(), logits, retain_graph=True) for v in (ours, loop))
+        torch.testing.assert_close(*gradients)
+        total += ours.sum().exp().item()
+    assert total == pytest.approx(1)
+
+
+def test_what_cannot_be_drawn_has_no_share():
+    logits = torch.tensor([0.3, -math.inf, 1.0, -math.inf], requires_grad=True)
+    ours = draw_log_probabilities(logits, torch.tensor([2, 0]))
+    assert ours.tolist() == pytest.approx([1 - math.log(math.exp(0.3) + math.e), 0])
+    (gradient,) = torch.autograd.grad(ours.sum(), logits)
+    assert gradient.isfinite().all() and not gradient[[1, 3]].any()
+
+
+def test_scores_equal_the_loop_and_are_alike_without_experience():
+    torch.manual_seed(5)
+    policy, e = Policy(3, 8), F.normalize(torch.randn(5, 3))
+    assert not policy(e[0], e).any()
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter)
+    for a, c in itertools.product(range(5), repeat=2):
+        score = policy.layers(torch.cat([e[a], e[c], (e[a] @ e[c])[None]]))
+        torch.testing.assert_close(policy(e[a], e)[c], score[0])
