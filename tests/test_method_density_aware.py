@@ -116,49 +116,6 @@ def test_order_does_not_matter():
 # --- losses
 
 
-def naive(loss, x, y, centres, margin):
-    terms = []
-    for i in range(len(y)):
-        pull = (x[i] - centres[y[i]]).square().sum()
-        for n in range(len(y)):
-            apart = x[i] - x[n]
-            if loss == "quadruplet":
-                third = [j for j in range(len(y)) if y[j] not in (y[i], y[n])]
-                if not third:
-                    continue
-                apart = min((x[n] - x[j] for j in third), key=lambda v: v.square().sum().item())
-            if y[n] != y[i]:
-                terms.append((pull - apart.square().sum() + margin).clamp_min(0))
-    return sum(terms, 0 * x.sum()) / max(sum(t.item() > 0 for t in terms), 1)
-
-
-@each_loss
-@pytest.mark.parametrize(("seed", "margin"), [(0, 0.1), (1, 1.0)])
-@pytest.mark.parametrize("labels", [LABELS, LABELS[7:], LABELS[:12]], ids=len)
-def test_losses_equal_the_loop(loss, seed, margin, labels):
-    x, y, centres = batch(seed, labels)
-    name = {"triplet": "margin", "quadruplet": "margin2"}[loss]
-    agree(
-        LOSSES[loss](x, y, centres=centres, **{name: margin}),
-        naive(loss, x, y, centres, margin),
-        x,
-    )
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_triplet_equals_pytorch_metric_learning(seed):
-    """Its triplets may point into a second set: the centres, and the batch again."""
-    pml = pytest.importorskip("pytorch_metric_learning.losses", reason="development dependency")
-    from pytorch_metric_learning.distances import LpDistance
-
-    x, y, centres = batch(seed)
-    i, n = (y[:, None] != y).nonzero().T
-    theirs = pml.TripletMarginLoss(0.2, distance=LpDistance(normalize_embeddings=False, power=2))
-    other = torch.cat([centres, x])
-    value = theirs(x, y, (i, y[i], len(centres) + n), other, torch.cat([torch.arange(10), y]))
-    agree(density_aware_triplet(x, y, centres=centres, margin=0.2), value, x)
-
-
 def test_the_quadruplets_are_the_hardest_of_all():
     """A margin that only the worst of all B^3 quadruplets violates is violated by a mined one."""
     x, y, centres = batch(0)

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from dmlstudy.data import pk_batches
 from dmlstudy.errors import StudyError
 from dmlstudy.geometry import pair_masks
-from dmlstudy.losses.sche import in_hard_classes, signature_softmax
+from dmlstudy.losses.sche import in_hard_classes
 from dmlstudy.losses.triplet import mined_triplet
 from dmlstudy.methods.base import Batch, Task
 from dmlstudy.methods.sche import SCHE, confusable_batches, confusable_classes
-from dmlstudy.miners import one_at_random
 from dmlstudy.networks import build_network
 from dmlstudy.training import Recipe, train
 
@@ -95,42 +94,6 @@ def test_all_classes_by_their_means_is_global_batch_hard(seed, margin):
     squared = distances.LpDistance(normalize_embeddings=False, power=2)
     triplets = miners.BatchHardMiner(distance=squared)(x, y)
     agree(ours, losses.TripletMarginLoss(margin, distance=squared)(x, y, triplets), x)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_signature_softmax_equals_pytorch_metric_learning(seed):
-    pml = pytest.importorskip("pytorch_metric_learning.losses", reason="development dependency")
-    x, y, w = batch(seed)
-    f = F.normalize(x)
-    theirs = pml.NormalizedSoftmaxLoss(10, 5, temperature=1 / 20).double()
-    with torch.no_grad():
-        theirs.W.copy_(w.T)
-    agree(signature_softmax(f, y, signatures=w, tau=20.0), theirs(f, y), x)
-    by_hand = -(20 * f @ w.T).log_softmax(1)[torch.arange(len(y)), y].mean()
-    agree(signature_softmax(f, y, signatures=w, tau=20.0), by_hand, x)
-
-
-@pytest.mark.parametrize("same", [False, True], ids=["distinct", "identical"])
-@pytest.mark.parametrize("labels", [[2, 2, 2], [0, 2, 3], [2], [2, 2], [0, 2]], ids=str)
-def test_without_triplets_it_is_zero_with_zero_gradient(same, labels):
-    x, y, w = batch(0, torch.tensor(labels))
-    x = (x[:1].expand_as(x) if same else x).detach().clone().requires_grad_()
-    positive, _ = pair_masks(y)
-    hard = in_hard_classes(x, y, signatures=w, k=3)
-    for pairs in ((positive, hard), (one_at_random(positive), one_at_random(hard)), None):
-        value = mined_triplet(x, y, pairs=pairs)
-        assert value == 0 and not torch.autograd.grad(value, x)[0].any()
-    assert signature_softmax(x, y, signatures=w).isfinite()
-
-
-def test_one_at_random_is_one_and_uniform():
-    torch.manual_seed(0)
-    mask = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]).bool().repeat(2000, 1)
-    drawn = one_at_random(mask)
-    assert not (drawn & ~mask).any()
-    assert drawn.sum(1).reshape(-1, 3)[0].tolist() == [1, 1, 0]
-    assert torch.equal(drawn.any(1), mask.any(1))
-    assert drawn[::3].float().mean(0).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3], abs=0.04)
 
 
 # --- class-driven batches
