@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import peers
 from benchmarks.measure import medians, peak_bytes
+from benchmarks.peers import Loss
 from dmlstudy import losses, miners
 from dmlstudy.losses import rows
 
 THREADS = 2
-Loss = Callable[[Tensor, Tensor], Tensor]
 Step = Callable[[], object]
 
 
@@ -31,124 +31,41 @@ class Case:
     peer_up_to: int = 4096  # largest batch at which the peer's memory stays below some 8 GB
 
 
-def _peer_mined_multi_similarity() -> Loss:
-    from pytorch_metric_learning import distances, miners
-    from pytorch_metric_learning.losses import MultiSimilarityLoss
-
-    dot = distances.DotProductSimilarity(normalize_embeddings=False)
-    loss, miner = (
-        MultiSimilarityLoss(2, 40, 0.5, distance=dot),
-        miners.MultiSimilarityMiner(0.1, distance=dot),
-    )
-    return lambda x, y: loss(x, y, miner(x, y))
-
-
-def _peer_multi_similarity() -> Loss:
-    from pytorch_metric_learning import distances
-    from pytorch_metric_learning.losses import MultiSimilarityLoss
-
-    dot = distances.DotProductSimilarity(normalize_embeddings=False)
-    return MultiSimilarityLoss(2, 40, 0.5, distance=dot)
-
-
-def _peer_batch_hard() -> Loss:
-    from pytorch_metric_learning import distances, miners
-    from pytorch_metric_learning.losses import TripletMarginLoss
-
-    euclid = distances.LpDistance(normalize_embeddings=False)
-    miner = miners.BatchHardMiner(distance=euclid)
-    loss = TripletMarginLoss(0, smooth_loss=True, distance=euclid)
-    return lambda x, y: loss(x, y, miner(x, y))
-
-
-def _peer_ranked_list() -> Loss:
-    from pytorch_metric_learning import distances
-    from pytorch_metric_learning.losses import RankedListLoss
-
-    euclid = distances.LpDistance(normalize_embeddings=False)
-    with warnings.catch_warnings():  # of overflow at temperatures such as the authors' own
-        warnings.simplefilter("ignore")
-        return RankedListLoss(0.4, 10, 0.5, 1.2, distance=euclid)
-
-
-def _peer_fastap() -> Loss:
-    from pytorch_metric_learning.losses import FastAPLoss
-
-    return FastAPLoss(10)
-
-
-def _peer_margin() -> Loss:
-    from pytorch_metric_learning import distances
-    from pytorch_metric_learning.losses import MarginLoss
-
-    return MarginLoss(0.2, beta=1.2, distance=distances.LpDistance(normalize_embeddings=False))
-
-
-def _peer_mined_margin() -> Loss:
-    from pytorch_metric_learning.miners import DistanceWeightedMiner
-
-    loss, miner = _peer_margin(), DistanceWeightedMiner()
-    return lambda x, y: loss(x, y, miner(x, y))  # type: ignore[call-arg]
-
-
-def _peer_contrastive(distance: str, **options: int) -> Loss:
-    from pytorch_metric_learning import distances
-    from pytorch_metric_learning.losses import ContrastiveLoss
-
-    own = getattr(distances, distance)(normalize_embeddings=False, **options)
-    return ContrastiveLoss(0, 1, distance=own)
-
-
-def _peer_triplet(distance: str, **options: int) -> Loss:
-    from pytorch_metric_learning import distances
-    from pytorch_metric_learning.losses import TripletMarginLoss
-
-    own = getattr(distances, distance)(normalize_embeddings=False, **options)
-    return TripletMarginLoss(0.2, distance=own)
-
-
-def _peer_npair() -> Loss:
-    from pytorch_metric_learning import distances
-    from pytorch_metric_learning.losses import NPairsLoss
-
-    return NPairsLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False))
-
-
 CASES = {
     "multi-similarity + miner": Case(
         partial(losses.multi_similarity, pairs=miners.multi_similarity_miner),
-        _peer_mined_multi_similarity,
+        peers.mined_multi_similarity,
         2.0,
     ),
-    "multi-similarity": Case(losses.multi_similarity, _peer_multi_similarity),
-    "batch hard": Case(losses.triplet_batch_hard, _peer_batch_hard, 1.6),
-    "ranked list": Case(losses.ranked_list, _peer_ranked_list, 3.0),
-    "FastAP": Case(losses.fastap, _peer_fastap, 5.0, peer_up_to=2048),
-    "margin": Case(losses.margin, _peer_margin, 4.0, peer_up_to=512),
+    "multi-similarity": Case(losses.multi_similarity, peers.multi_similarity),
+    "batch hard": Case(losses.triplet_batch_hard, peers.batch_hard, 1.6),
+    "ranked list": Case(losses.ranked_list, peers.ranked_list, 3.0),
+    "FastAP": Case(losses.fastap, peers.fastap, 5.0, peer_up_to=2048),
+    "margin": Case(losses.margin, peers.margin, 4.0, peer_up_to=512),
     "margin + miner": Case(
         partial(losses.margin, pairs=miners.nearest_negatives),
-        _peer_mined_margin,
+        peers.mined_margin,
         4.0,
         peer_up_to=512,
     ),
     "SNR contrastive": Case(
-        losses.snr_contrastive, partial(_peer_contrastive, "SNRDistance"), 4.0, peer_up_to=512
+        losses.snr_contrastive, partial(peers.contrastive, "SNRDistance"), 4.0, peer_up_to=512
     ),
     "SNR triplet": Case(
-        losses.snr_triplet, partial(_peer_triplet, "SNRDistance"), 4.0, peer_up_to=512
+        losses.snr_triplet, partial(peers.triplet, "SNRDistance"), 4.0, peer_up_to=512
     ),
     "contrastive": Case(
         losses.snr_contrastive.on(losses.squared),
-        partial(_peer_contrastive, "LpDistance", power=2),
+        partial(peers.contrastive, "LpDistance", power=2),
         2.0,
     ),
     "all triplets": Case(
         losses.triplet_all.on(losses.squared),
-        partial(_peer_triplet, "LpDistance", power=2),
+        partial(peers.triplet, "LpDistance", power=2),
         2.5,
         peer_up_to=1024,
     ),
-    "N-pair": Case(losses.npair, _peer_npair),
+    "N-pair": Case(losses.npair, peers.npair),
 }
 
 # Stanford Online Products has 11,318 training classes.

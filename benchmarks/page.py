@@ -14,7 +14,7 @@ INTRODUCTION = """# How fast
 process, on two threads, in float32, and writes this page. The floor is what no implementation can do without: the bare
 matrix products of the task, nothing done with them. Figures are medians; read the ratios, as times depend on the
 machine. Peak memory is the resident size above the inputs, each contender in a fresh process. That results are *equal*
-is asserted in `tests/test_fast_losses.py` and `tests/test_evaluation.py`, never here.
+is asserted in `tests/test_losses.py` and `tests/test_evaluation.py`, never here.
 """
 
 SECTIONS = {
@@ -33,7 +33,7 @@ SECTIONS = {
         "Losses, forward and backward",
         "Floor: B x D x B and its two backward products; for SoftTriple B x D x (11,318 classes x 10 centres). *Plain* "
         "is autograd through the formula as it stands in the library; from 256 images on the gradient is written by "
-        "hand. *Contrastive* and *all triplets* are the SNR losses' twins on squared Euclidean distances. N-pair looks "
+        "hand. *Contrastive* and *all triplets* are the SNR losses' formulas on squared Euclidean distances. N-pair looks "
         "at one anchor and one positive of each class only, less than its floor. Peak memory is given in N x N "
         "matrices of floats, at 8,192 images for ours and 1,024 for the peer.",
     ),

@@ -35,7 +35,7 @@ def squared_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
     del products  # a matrix less at the peak
     if itself:
         # Rounding would leave the diagonal a little off zero, and its gradient is not wanted.
-        squared.masked_fill_(torch.eye(len(x), dtype=torch.bool, device=x.device), 0)
+        squared.fill_diagonal_(0)
     return squared.clamp_min(0)
 
 

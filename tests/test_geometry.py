@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.geometry import (
@@ -9,6 +10,7 @@ from dmlstudy.geometry import (
     pairwise_distance,
     pairwise_similarity,
     safe_sqrt,
+    snr_distance,
     squared_distance,
 )
 
@@ -77,3 +79,39 @@ def test_pair_masks_equal_the_loop(labels: list[int]) -> None:
     rows = range(len(labels))
     assert positive.tolist() == [[i != j and labels[i] == labels[j] for j in rows] for i in rows]
     assert negative.tolist() == [[labels[i] != labels[j] for j in rows] for i in rows]
+
+
+# --- signal to noise
+
+
+def test_distances_of_the_card() -> None:
+    h = torch.tensor([[1.0, -1, 1, -1], [2, -2, 0, 0], [3, 1, -1, -3]])
+    distances = snr_distance(h)
+    for (i, j), value in {(0, 1): 1, (1, 0): 0.5, (0, 2): 4, (1, 2): 2.5}.items():
+        assert float(distances[i, j]) == pytest.approx(value)
+    assert torch.equal(snr_distance(h[:2], h), snr_distance(h)[:2])
+
+
+def test_distance_equals_the_ratio_of_variances_in_value_and_gradient() -> None:
+    x, z = points(7).requires_grad_(), points(5, seed=1).requires_grad_()
+    weight = torch.randn(len(x), len(z), generator=torch.Generator().manual_seed(2)).double()
+    loop = torch.stack([torch.stack([(b - a).var() / a.var() for b in z]) for a in x])
+    torch.testing.assert_close(snr_distance(x, z), loop)
+    ours, naive = ((m * weight).sum() for m in (snr_distance(x, z), loop))
+    gradients = (torch.autograd.grad(value, (x, z)) for value in (ours, naive))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_distance_ignores_a_common_scale_and_shifts() -> None:
+    x, z = points(7), points(4, seed=1)
+    once = snr_distance(x, z)
+    torch.testing.assert_close(snr_distance(7 * x, 7 * z), once)
+    torch.testing.assert_close(snr_distance(x + 3, z - 2), once)
+    assert not torch.allclose(snr_distance(x, 7 * z), once)
+
+
+def test_distance_of_unit_vectors_with_zero_mean_is_squared_euclidean() -> None:
+    x = points(7)
+    f = F.normalize(x - x.mean(1, keepdim=True))
+    torch.testing.assert_close(snr_distance(f), squared_distance(f))

@@ -7,12 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.miners import closest_negatives, relative_similarity
+from dmlstudy import miners
+from dmlstudy.geometry import pair_masks, pairwise_distance
 
 Miner = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 X = torch.tensor([[1, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]], dtype=torch.float64)
 EASY, HARD = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
-MINERS = {"relative similarity": relative_similarity, "closest negatives": closest_negatives}
+
+
+def multi_similarity_miner(x: Tensor, y: Tensor, **settings: float) -> tuple[Tensor, Tensor]:
+    return miners.multi_similarity_miner(x @ x.T, *pair_masks(y), **settings)
+
+
+def nearest_negatives(x: Tensor, y: Tensor, **settings: float) -> tuple[Tensor, Tensor]:
+    return miners.nearest_negatives(pairwise_distance(x), *pair_masks(y), **settings)
+
+
+MINERS = {"multi-similarity": multi_similarity_miner, "nearest negatives": nearest_negatives}
 each_miner = pytest.mark.parametrize("mine", MINERS.values(), ids=MINERS.keys())
 
 
@@ -36,7 +47,7 @@ def as_masks(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     return positive, negative
 
 
-def naive_relative_similarity(x: Tensor, y: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def naive_multi_similarity_miner(x: Tensor, y: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     pairs = []
     for i in range(len(y)):
         p, n = kinds(y, i)
@@ -47,7 +58,7 @@ def naive_relative_similarity(x: Tensor, y: Tensor, epsilon: float) -> tuple[Ten
     return as_masks(pairs)
 
 
-def naive_closest_negatives(x: Tensor, y: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
+def naive_nearest_negatives(x: Tensor, y: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     pairs = []
     for i in range(len(y)):
         p, n = kinds(y, i)
@@ -62,15 +73,15 @@ def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("epsilon", [-0.3, 0.0, 0.1])
-def test_relative_similarity_equals_the_loop(epsilon: float, seed: int) -> None:
+def test_multi_similarity_miner_equals_the_loop(epsilon: float, seed: int) -> None:
     x, y = batch(seed)
-    ours = relative_similarity(x, y, epsilon=epsilon)
-    assert same(ours, naive_relative_similarity(x, y, epsilon))
+    ours = multi_similarity_miner(x, y, epsilon=epsilon)
+    assert same(ours, naive_multi_similarity_miner(x, y, epsilon))
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("epsilon", [-0.3, 0.0, 0.1])
-def test_relative_similarity_equals_pytorch_metric_learning(epsilon: float, seed: int) -> None:
+def test_multi_similarity_miner_equals_pytorch_metric_learning(epsilon: float, seed: int) -> None:
     pytest.importorskip("pytorch_metric_learning", reason="the oracle is a development dependency")
     from pytorch_metric_learning.distances import DotProductSimilarity
     from pytorch_metric_learning.miners import MultiSimilarityMiner
@@ -80,47 +91,47 @@ def test_relative_similarity_equals_pytorch_metric_learning(epsilon: float, seed
     a, p, b, n = MultiSimilarityMiner(epsilon, distance=distance)(x, y)
     positive, negative = torch.zeros(2, len(y), len(y), dtype=torch.bool)
     positive[a, p], negative[b, n] = True, True
-    assert same(relative_similarity(x, y, epsilon=epsilon), (positive, negative))
+    assert same(multi_similarity_miner(x, y, epsilon=epsilon), (positive, negative))
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("cutoff", [0.0, 0.5, 1.3])
-def test_closest_negatives_equals_the_loop(cutoff: float, seed: int) -> None:
+def test_nearest_negatives_equals_the_loop(cutoff: float, seed: int) -> None:
     x, y = batch(seed)
-    ours = closest_negatives(x, y, cutoff=cutoff)
-    assert same(ours, naive_closest_negatives(x, y, cutoff))
+    ours = nearest_negatives(x, y, cutoff=cutoff)
+    assert same(ours, naive_nearest_negatives(x, y, cutoff))
 
 
 def test_fixture() -> None:
-    """Relative similarity filters every pair of E; of H it drops the two negatives at s = -0.6."""
-    assert not any(mask.any() for mask in relative_similarity(X, EASY))
-    positive, negative = relative_similarity(X, HARD)
+    """The multi-similarity miner filters every pair of E; of H it drops the two negatives at s = -0.6."""
+    assert not any(mask.any() for mask in multi_similarity_miner(X, EASY))
+    positive, negative = multi_similarity_miner(X, HARD)
     assert positive.sum() == 4
     assert negative.int().tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]]
-    assert closest_negatives(X, HARD)[1].nonzero().tolist() == [[0, 1], [1, 0], [2, 3], [3, 2]]
+    assert nearest_negatives(X, HARD)[1].nonzero().tolist() == [[0, 1], [1, 0], [2, 3], [3, 2]]
     # Past a cutoff of 0.7 the neighbours at 0.632 are too near, and the next ones take their place.
-    beyond = closest_negatives(X, HARD, cutoff=0.7)[1]
+    beyond = nearest_negatives(X, HARD, cutoff=0.7)[1]
     assert beyond.nonzero().tolist() == [[0, 3], [1, 2], [2, 1], [3, 0]]
 
 
 def test_more_slack_keeps_more_pairs() -> None:
     x, y = batch(0)
     for few, many in zip(
-        relative_similarity(x, y, epsilon=-0.2), relative_similarity(x, y), strict=True
+        multi_similarity_miner(x, y, epsilon=-0.2), multi_similarity_miner(x, y), strict=True
     ):
         assert not (few & ~many).any() and few.sum() < many.sum()
 
 
 def test_anchors_with_few_candidates_get_fewer_negatives() -> None:
     # The only negative comes first, where a row of nothing but rejected candidates would start.
-    positive, negative = closest_negatives(X.flip(0), torch.tensor([1, 0, 0, 0]), cutoff=1.0)
+    positive, negative = nearest_negatives(X.flip(0), torch.tensor([1, 0, 0, 0]), cutoff=1.0)
     assert positive.sum(1).tolist() == [0, 2, 2, 2]
     assert negative.nonzero().tolist() == [[2, 0], [3, 0]]
 
 
 def test_ties_go_to_the_first() -> None:
     x = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1]], dtype=torch.float64)
-    _, negative = closest_negatives(x, torch.tensor([0, 0, 1, 1, 1]))
+    _, negative = nearest_negatives(x, torch.tensor([0, 0, 1, 1, 1]))
     assert negative[:2].nonzero().tolist() == [[0, 2], [1, 2]]
 
 
@@ -155,3 +166,13 @@ def test_degenerate_batches(mine: Miner, labels: list[int], identical: bool) -> 
     positive, negative = mine(x, torch.tensor(labels))
     assert positive.shape == negative.shape == (len(labels), len(labels))
     assert not negative.any()
+
+
+def test_one_at_random_is_one_and_uniform() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]).bool().repeat(2000, 1)
+    drawn = miners.one_at_random(mask)
+    assert not (drawn & ~mask).any()
+    assert drawn.sum(1).reshape(-1, 3)[0].tolist() == [1, 1, 0]
+    assert torch.equal(drawn.any(1), mask.any(1))
+    assert drawn[::3].float().mean(0).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3], abs=0.04)

@@ -45,7 +45,7 @@ def fastap(
     return ((1 - average_precision) * counts).sum(), counts.sum()
 
 
-def soft_histogram(squared: Tensor, mask: Tensor, *, bins: int) -> Tensor:
+def soft_histogram(squared: Tensor, mask: Tensor, *, bins: Count) -> Tensor:
     """How many pairs of each row lie near each bin centre b_l = 4 l / bins, [B, bins + 1].
 
     A pair counts 1 - |d2 - b| / (4 / bins) in the two bins around it, 1 in all (a triangular kernel).
