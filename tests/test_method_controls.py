@@ -88,7 +88,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("kind, hyper, formula", VALUES, ids=str)
+@pytest.mark.parametrize("kind, hyper, formula", VALUES)
 def test_the_loss_is_the_formula_of_the_embedding(kind, hyper, formula, inputs):
     method, batch = build(kind, **hyper), whole(inputs)
     z = method.network(batch.images)

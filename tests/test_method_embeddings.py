@@ -13,7 +13,6 @@ from conftest import CLASSES, EPOCHS, assert_same, build, go, whole
 from dmlstudy import losses
 from dmlstudy.data import Activations
 from dmlstudy.errors import StudyError
-from dmlstudy.evaluation.product_codes import hard_codes
 from dmlstudy.geometry import pairwise_distance, squared_distance
 from dmlstudy.methods import (
     METHODS,
@@ -26,6 +25,7 @@ from dmlstudy.methods.pairs import SNR, FastAP, RankedList, TripletBatchHard
 from dmlstudy.methods.product_quantisation import ProductQuantisation
 from dmlstudy.methods.proxies import SoftTriple, UpperBound
 from dmlstudy.methods.teachers import Teachers
+from dmlstudy.product_codes import hard_codes
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import settings
 

@@ -12,8 +12,8 @@ from dmlstudy.methods import METHODS, TrainingSet
 from dmlstudy.networks import build_network
 from dmlstudy.samplers import pk_batches
 from dmlstudy.study.experiment import Experiment
+from dmlstudy.study.notebook_report import Report
 from dmlstudy.study.params import settings
-from dmlstudy.study.report import Report
 from dmlstudy.training import Recipe, train
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
