@@ -72,8 +72,8 @@ VALUES = [
     (MultiSimilarity, {"epsilon": None}, losses.multi_similarity),
     (
         MultiSimilarity,
-        {"epsilon": 0.3},
-        partial(losses.multi_similarity, pairs=partial(miners.multi_similarity_miner, epsilon=0.3)),
+        {"epsilon": 0.0},
+        partial(losses.multi_similarity, pairs=partial(miners.multi_similarity_miner, epsilon=0.0)),
     ),
     (RankedList, {}, losses.ranked_list),
     (RankedList, {"temperature": 0.0}, partial(losses.ranked_list, temperature=0.0)),
