@@ -78,7 +78,7 @@ def test_inputs_are_the_code_the_notebook_and_the_parameters():
     named = inputs("hdml", "cub200_2010")
     assert {
         "dmlstudy/losses/hdml.py",
-        "dmlstudy/methods/hdml.py",
+        "dmlstudy/methods/generators.py",
         "dmlstudy/training.py",
         "notebooks/14_hdml.ipynb",
         "params/datasets/cub200_2010.yaml",

@@ -118,7 +118,7 @@ def experiment(tmp_path, monkeypatch):
 
     def build(method="multi_similarity", **given):
         smoke = {"dataset": "glyphs", "resize": 8, "nmi_seeds": 1, "gallery": "never"}
-        return Experiment(settings(method, smoke | given), say=lambda line: None)
+        return Experiment(settings(method, smoke | given), log=lambda line: None)
 
     return build
 
