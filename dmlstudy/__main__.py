@@ -59,8 +59,7 @@ def data() -> None:
     """Every data set: found or not, how complete, where it belongs, where to get it."""
     from dmlstudy.data import data_root, inventory
 
-    heads = ("name", "state", "detail", "folder under the data root", "where to get it")
-    table = Table(*heads, show_lines=True)
+    table = Table("name", "state", "detail", "folder", "where to get it", show_lines=True)
     colours = {"embedded": "green", "complete": "green", "partly there": "yellow", "broken": "red"}
     for line in inventory():
         state = f"[{colours.get(line.state, 'dim')}]{line.state}[/]"
@@ -89,8 +88,8 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
     folder = PROJECT / reports / short_name(dataset)
     record, notebook = folder / f"{method}.json", folder / f"{method}.ipynb"
     record.unlink(missing_ok=True)  # it must not vouch for a run that is not finished
-    started = time.monotonic()
     print(f"{method} on {dataset}: running", flush=True)
+    started = time.monotonic()
     execute(source_notebook(method), notebook, parameters | {"record": str(record)})
     written = load(record)
     first = next(name for name in written.metrics if name.startswith("R@"))
@@ -165,7 +164,7 @@ def summary(reports: Reports = LOCAL) -> None:
     """Collect the records into the summary notebook and the tables."""
     from dmlstudy.study.notebooks import NOTEBOOKS, execute, link_reports
 
-    link_reports(PROJECT / reports)
+    link_reports(PROJECT / reports)  # all that the summary shows are there now
     target = PROJECT / reports / "summary.ipynb"
     given = {"reports": reports, "tables": f"{reports}/tables"}
     execute(NOTEBOOKS / "summary.ipynb", target, given)
