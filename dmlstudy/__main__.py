@@ -164,7 +164,7 @@ def summary(reports: Reports = LOCAL) -> None:
     """Collect the records into the summary notebook and the tables."""
     from dmlstudy.study.notebooks import NOTEBOOKS, execute, link_reports
 
-    link_reports(PROJECT / reports)  # all that the summary shows are there now
+    link_reports(PROJECT / reports)  # whatever order the runs ended in
     target = PROJECT / reports / "summary.ipynb"
     given = {"reports": reports, "tables": f"{reports}/tables"}
     execute(NOTEBOOKS / "summary.ipynb", target, given)
