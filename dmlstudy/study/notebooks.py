@@ -160,8 +160,8 @@ PAGE_STYLE = """<style>
 div.output_subarea { max-width: 100%; overflow-x: auto }
 div.text_cell_render, div.input { max-width: 75em }
 @media (max-width: 700px) {
-  body, #notebook, div.cell, div.text_cell_render { padding: 0 }
-  #notebook-container { width: 100%; padding: 6px; box-shadow: none }
+  body, div#notebook, div.cell, div.text_cell_render { padding: 0 }
+  div#notebook-container { width: 100%; padding: 6px; box-shadow: none }
   div.input_area { overflow-x: auto }
   div.highlight pre, div.text_cell_render pre { white-space: pre; overflow-x: auto }
 }
