@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 import yaml
 from rich.console import Console
@@ -23,32 +25,27 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Deep metric learning methods under one protocol. Try `python -m dmlstudy run multi_similarity digits`.",
+    help="Deep metric learning methods under one protocol.\n\n"
+    "First `list` and `data`, then `run multi_similarity digits`; `COMMAND --help` shows an example of each.",
 )
-Reports = Annotated[
-    str, typer.Option(help="Folder for records and notebooks, relative to the project.")
-]
-Sets = Annotated[
-    list[str],
-    typer.Option("--p", "-p", help="Override a parameter, e.g. -p epochs=2 -p 'seeds=[0,1]'."),
-]
+Reports = Annotated[str, typer.Option(help="Folder of the reports, relative to the project.")]
+Set = typer.Option("--p", "-p", help="Override a parameter, e.g. -p epochs=2 -p 'seeds=[0,1]'.")
+Sets = Annotated[list[str], Set]
 
 
-@app.command("list")
+def command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command by the name that its example begins with; the help ends in the example."""
+    return app.command(example.split()[0], epilog=f"Example: `python -m dmlstudy {example}`")
+
+
+@command("list")
 def list_methods() -> None:
     """All methods: paper, kind, where each leaves the protocol, and how sure its card is."""
     from dmlstudy.methods import METHODS, TrainingSet, citation, deviations
     from dmlstudy.networks import build_network
 
-    table = Table(
-        "no.",
-        "method",
-        "paper",
-        "kind",
-        "deviates from the protocol in",
-        "certainty",
-        show_lines=True,
-    )
+    heads = ("no.", "method", "paper", "kind", "deviates from the protocol in", "certainty")
+    table = Table(*heads, show_lines=True)
     for name, method in METHODS.items():
         built = method(
             build_network("convnet", channels=1, embedding_size=64), TrainingSet(2, 4, 1)
@@ -60,57 +57,54 @@ def list_methods() -> None:
     Console().print(table)
 
 
-@app.command()
+@command("data")
 def data() -> None:
     """Every data set: found or not, how complete, where it belongs, where to get it."""
     from dmlstudy.data import data_root, inventory
 
-    table = Table(
-        "name", "state", "detail", "folder under the data root", "where to get it", show_lines=True
-    )
+    table = Table("name", "state", "detail", "folder", "where to get it", show_lines=True)
     colours = {"embedded": "green", "complete": "green", "partly there": "yellow", "broken": "red"}
     for line in inventory():
         state = f"[{colours.get(line.state, 'dim')}]{line.state}[/]"
         detail = "" if line.state == "missing" else line.detail
         table.add_row(line.name, state, detail, line.folder, line.source)
     Console().print(table)
-    print(
-        f"Data root: {data_root()} (set DMLSTUDY_DATA to change it). Your own images: folder:PATH."
-    )
+    print(f"Data root: {data_root()}; DMLSTUDY_DATA changes it. Your own images: folder:PATH.")
 
 
-@app.command()
+@command("run multi_similarity cub200_2010 -p 'seeds=[0]' -p epochs=2")
 def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> None:  # noqa: B006
-    """Run one METHOD on one DATASET: an executed notebook and a record. Interrupted, it resumes."""
+    """Run one METHOD on one DATASET: an executed notebook and a record. Interrupted, it resumes.
+
+    METHOD is a name that `list` shows, DATASET one that `data` shows, or folder:PATH with one subfolder per class.
+    """
     from dmlstudy.study.notebooks import execute, source_notebook
     from dmlstudy.study.params import load_params, settings, short_name
     from dmlstudy.study.results import load
 
     overrides = parse_overrides(p)
     if "dataset" in overrides:
-        raise StudyError(
-            f"The data set is the second argument: run {method} {overrides['dataset']}, without -p dataset."
-        )
+        asked = f"run {method} {overrides['dataset']}"
+        raise StudyError(f"The data set is the second argument: {asked}, without -p dataset.")
     parameters = load_params(method, dataset, overrides)
     settings(method, parameters)  # refuse mistakes before a kernel starts
     folder = PROJECT / reports / short_name(dataset)
     record, notebook = folder / f"{method}.json", folder / f"{method}.ipynb"
     record.unlink(missing_ok=True)  # it must not vouch for a run that is not finished
-    started = time.monotonic()
     print(f"{method} on {dataset}: running", flush=True)
+    started = time.monotonic()
     execute(source_notebook(method), notebook, parameters | {"record": str(record)})
     written = load(record)
-    first = next(iter(name for name in written.metrics if name.startswith("R@")))
-    mean = sum(written.metrics[first]) / len(written.seeds)
-    base = sum(written.baseline[first]) / len(written.seeds)
+    first = next(name for name in written.metrics if name.startswith("R@"))
+    here, start = (np.mean(values[first]) for values in (written.metrics, written.baseline))
     print(
-        f"{method} on {dataset}: {first} {mean:.2f} (untrained trunk {base:.2f}), "
+        f"{method} on {dataset}: {first} {here:.2f} (untrained trunk {start:.2f}), "
         f"{time.monotonic() - started:.0f} s, {os.path.relpath(notebook, PROJECT)}",
         flush=True,
     )
 
 
-@app.command()
+@command("validate multi_similarity glyphs --fold 1 -p epsilon=0.2")
 def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  # noqa: B006
     """Train on the training classes less one validation fold and test on that fold; no test class is read."""
     from dmlstudy.study.experiment import Experiment
@@ -118,11 +112,11 @@ def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  #
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
     for seed in chosen.protocol.seeds:
-        metrics = Experiment(chosen).run(seed).evaluation.metrics
-        print(f"seed {seed}  " + "  ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
+        evaluation = Experiment(chosen).run(seed).evaluation
+        print(f"seed {seed}  " + "  ".join(f"{k} {v:.2f}" for k, v in evaluation.metrics.items()))
 
 
-@app.command()
+@command("controls hdml glyphs -p 'seeds=[0,1,2,3,4,5]' --out controls.csv")
 def controls(
     method: str,
     dataset: str,
@@ -131,17 +125,18 @@ def controls(
     out: Annotated[str, typer.Option(help="CSV file to add the rows to.")] = "",
 ) -> None:
     """Does the method's own idea help? It against its controls, seed by seed, on a validation fold."""
-    from dmlstudy.study.controls import METRICS, append, compare, controls_table
+    from dmlstudy.study.controls import METRICS, append, compare
     from dmlstudy.study.params import load_params, settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
-    compared = compare(chosen, log=print)
-    print("\n" + controls_table(compared, METRICS).text())
+    compared = list(compare(chosen, say=print))
+    for metric in METRICS:
+        print("\n" + as_table(compared, metric).text())
     if out:
         append(Path(out), compared)
 
 
-@app.command()
+@command("study --datasets digits,folder:my/photos --methods snr,fastap --jobs 4")
 def study(
     datasets: Annotated[str, typer.Option(help="Comma-separated data sets.")] = "digits,glyphs",
     methods: Annotated[str, typer.Option(help="Comma-separated methods; all when left out.")] = "",
@@ -158,7 +153,7 @@ def study(
     run_grid(datasets.split(","), names, reports, jobs or os.cpu_count() or 1)
 
 
-@app.command("notebooks")
+@command("notebooks")
 def build_notebooks() -> None:
     """Build the method notebooks from notebooks/sources; do so after every change there."""
     from dmlstudy.study.notebook_builder import build_all
@@ -167,20 +162,19 @@ def build_notebooks() -> None:
         print(f"written: {os.path.relpath(path, PROJECT)}")
 
 
-@app.command()
+@command("summary --reports reports")
 def summary(reports: Reports = LOCAL) -> None:
     """Collect the records into the summary notebook and the tables."""
     from dmlstudy.study.notebooks import NOTEBOOKS, execute, link_reports
 
-    link_reports(PROJECT / reports)
+    link_reports(PROJECT / reports)  # whatever order the runs ended in
     target = PROJECT / reports / "summary.ipynb"
-    execute(
-        NOTEBOOKS / "summary.ipynb", target, {"reports": reports, "tables": f"{reports}/tables"}
-    )
+    given = {"reports": reports, "tables": f"{reports}/tables"}
+    execute(NOTEBOOKS / "summary.ipynb", target, given)
     print(f"summary: {os.path.relpath(target, PROJECT)}")
 
 
-@app.command()
+@command("html --reports reports")
 def html(reports: Reports = LOCAL) -> None:
     """Turn executed notebooks into HTML files that open without a network."""
     from concurrent.futures import ProcessPoolExecutor

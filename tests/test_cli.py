@@ -1,13 +1,14 @@
 """Command line: what it lists, runs and refuses."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dmlstudy.__main__ import main, parse_overrides
+from dmlstudy.__main__ import app, main, parse_overrides
 from dmlstudy.data import DATASETS
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS
@@ -38,6 +39,19 @@ def test_list_shows_every_method(call):
     assert (code, err) == (0, "")
     for number, name in enumerate(METHODS):
         assert re.search(rf" {number} +│ {name} ", out)
+
+
+COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example_of_it(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    example = shlex.split(re.search(r"Example: (python -m dmlstudy .*?)\s*$", out, re.M)[1])
+    assert example[3] == command
+    given = {item.partition("=")[0] for item in example if item.startswith("--")}
+    assert all(option in out for option in given)
 
 
 def test_data_shows_every_set(call, tmp_path):

@@ -7,12 +7,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS, Hyperparameter, hyperparameters
 from dmlstudy.networks import Pool
-from dmlstudy.ranges import Count, Share
+from dmlstudy.ranges import Count, Real, Share
 from dmlstudy.study import params
 from dmlstudy.study.params import Protocol, load_params, parameters_cell, settings
 from dmlstudy.training import OPTIMISERS, SCHEDULES
@@ -120,7 +119,7 @@ def test_annotations_of_hyperparameters_are_kept(monkeypatch, given, message):
     own = {
         "share": Hyperparameter(Share | None, None, "a share"),
         "steps": Hyperparameter(Count, 1, "how many"),
-        "beta": Hyperparameter(float | Tensor, 1.2, "a boundary"),
+        "beta": Hyperparameter(Real, 1.2, "a boundary"),
         "form": Hyperparameter(Literal["pairs", "triplet"], "pairs", "which"),
     }
     monkeypatch.setattr(params, "hyperparameters", lambda method: own)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy import losses, miners
-from dmlstudy.evaluation.clustering import kmeans
 from dmlstudy.heads import equal_slices
+from dmlstudy.kmeans import kmeans
 from dmlstudy.methods.base import Batch, Epoch, Method, TrainingSet
 from dmlstudy.ranges import Count, Share
 from dmlstudy.samplers import cluster_batches, match_clusters, pk_batches

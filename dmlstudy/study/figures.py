@@ -67,7 +67,7 @@ def training_curves(histories: dict[int, list[dict[str, float]]]) -> Image:
     )
     grid.set_titles("{col_name}")
     for axis in grid.axes.flat:
-        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     return picture(grid.figure)
 
 

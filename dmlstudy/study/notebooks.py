@@ -147,11 +147,18 @@ def _link(report: Path) -> str:
     return f"[{shown}](../{quote(dataset)}/{report.name})"
 
 
-# The template keeps columns free for prompts, which we leave out, and tables need the room.
+# The template keeps columns free for prompts, which we leave out, and tables need the room. On a phone its margins
+# would take half of the page; wide tables scroll, and lines of code do not break.
 PAGE_STYLE = """<style>
 .container { width: 94%; max-width: 1400px }
-div.output_subarea { max-width: 100% }
+div.output_subarea { max-width: 100%; overflow-x: auto }
 div.text_cell_render, div.input { max-width: 75em }
+@media (max-width: 700px) {
+  body, div#notebook, div.cell, div.text_cell_render { padding: 0 }
+  div#notebook-container { width: 100%; padding: 6px; box-shadow: none }
+  div.input_area { overflow-x: auto }
+  div.highlight pre, div.text_cell_render pre { white-space: pre; overflow-x: auto }
+}
 </style>"""
 
 
