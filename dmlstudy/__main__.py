@@ -125,13 +125,12 @@ def controls(
     out: Annotated[str, typer.Option(help="CSV file to add the rows to.")] = "",
 ) -> None:
     """Does the method's own idea help? It against its controls, seed by seed, on a validation fold."""
-    from dmlstudy.study.controls import METRICS, append, compare
+    from dmlstudy.study.controls import METRICS, append, compare, controls_table
     from dmlstudy.study.params import load_params, settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
-    compared = list(compare(chosen, say=print))
-    for metric in METRICS:
-        print("\n" + as_table(compared, metric).text())
+    compared = compare(chosen, log=print)
+    print("\n" + controls_table(compared, METRICS).text())
     if out:
         append(Path(out), compared)
 

@@ -109,10 +109,11 @@ def test_of_a_file_of_rows_only_what_a_row_uses_counts(library, old, new, moved)
 
 def test_a_teachers_code_counts_for_its_student(library):
     before = hashes("teachers")
-    file = library / "methods" / "triplet_batch_hard.py"
+    file = library / "methods" / "pairs.py"
     file.write_text(
         file.read_text().replace(
-            "class TripletBatchHard(Method):", "class TripletBatchHard(Method):\n    new = 1"
+            "class TripletBatchHard(PairMethod):",
+            "class TripletBatchHard(PairMethod):\n    new = 1",
         )
     )
     assert hashes("teachers") != before

@@ -130,7 +130,7 @@ def test_annotations_of_hyperparameters_are_kept(monkeypatch, given, message):
         "share = None  # a share",
         "steps: int = 1  # how many",
         "beta: float = 1.2  # a boundary",
-        "form: str = 'pairs'  # which",
+        'form: str = "pairs"  # which',
     ]
 
 

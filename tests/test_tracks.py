@@ -161,4 +161,4 @@ def test_the_record_tells_the_realised_track_and_nothing_without_one(experiment)
     realised = record.provenance["labels"]
     assert realised["labelled"] == pytest.approx(0.5, abs=0.02)
     assert realised["wrong"] == pytest.approx(0.2, abs=0.03)
-    assert "20" in report.conditions().data and "% wrong" in report.conditions().data
+    assert "20" in report.conditions().text() and "% wrong" in report.conditions().text()
