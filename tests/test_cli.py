@@ -38,7 +38,7 @@ def test_list_shows_every_method(call):
     code, out, err = call("list")
     assert (code, err) == (0, "")
     for number, name in enumerate(METHODS):
-        assert re.search(rf" {number} +│ {name} ", out)
+        assert re.search(rf" {number:02d} +│ {name} ", out)
 
 
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands]

@@ -26,7 +26,8 @@ from dmlstudy.geometry import (
     squared_distance,
 )
 
-ROWS = 256
+ROWS = 256  # up to so many images, the whole matrix at once
+BLOCK = 128  # above, rows at a time: intermediates of a few megabytes
 
 Pairs = tuple[Tensor, Tensor]
 # (values of a block of anchors with all images, [R, B]; positives; negatives) -> the pairs that are kept.
@@ -187,7 +188,7 @@ class _ByBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, metric: Metric, terms: Terms, *columns: Tensor) -> Tensor:
         matrix = _squared_distances_(x @ x.T) if metric.euclidean else x @ x.T
-        blocks = [slice(start, start + ROWS) for start in range(0, len(x), ROWS)]
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
 
         def part(rows: slice, leaves: list[Tensor]) -> tuple[Tensor, Tensor | int]:
             return terms(metric.finish(*leaves[:2]), rows, *leaves[2:])
