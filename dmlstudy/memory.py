@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dmlstudy.losses import Keys
+
 
 class Memory(nn.Module):
     """A ring buffer of embeddings and labels; its content and pointer are in the state dict.
@@ -20,8 +22,9 @@ class Memory(nn.Module):
     >>> memory = Memory(3, 1)
     >>> for i in range(2):
     ...     memory.push(torch.tensor([[2. * i], [2. * i + 1]]), torch.tensor([0, 1]))
-    >>> [keys.flatten().tolist() for keys in memory.keys()]
-    [[3.0, 1.0, 2.0], [1, 1, 0]]
+    >>> keys = memory.keys()
+    >>> keys.embeddings.flatten().tolist(), keys.labels.tolist(), keys.itself.tolist()
+    ([3.0, 1.0, 2.0], [1, 1, 0], [2, 0])
     """
 
     def __init__(self, size: int, dimension: int, start: int = 0):
@@ -39,16 +42,19 @@ class Memory(nn.Module):
     @torch.no_grad()
     def push(self, embeddings: Tensor, labels: Tensor) -> None:
         """Store a batch, [B, D] and [B]; of one larger than the memory, its end."""
+        size = len(self.labels)
+        self.places = torch.full_like(labels, -1)  # of the last batch
         self.pushes += 1
         if self.pushes <= self.start:
             return
-        size = len(self.labels)
-        embeddings, labels = embeddings[-size:], labels[-size:]
-        places = (self.stored + torch.arange(len(labels), device=labels.device)) % size
-        self.embeddings[places], self.labels[places] = embeddings, labels
-        self.stored += len(labels)
+        kept = slice(-size, None)
+        count = len(labels[kept])
+        self.places[kept] = (self.stored + torch.arange(count, device=labels.device)) % size
+        self.embeddings[self.places[kept]] = embeddings[kept]
+        self.labels[self.places[kept]] = labels[kept]
+        self.stored += count
 
-    def keys(self) -> tuple[Tensor, Tensor]:
-        """What is stored, embeddings [m, D] and labels [m] with m <= M, without gradient."""
+    def keys(self) -> Keys | None:
+        """What is stored, as keys of the batch pushed last; None before anything is."""
         filled = min(int(self.stored), len(self.labels))
-        return self.embeddings[:filled], self.labels[:filled]
+        return Keys(self.embeddings[:filled], self.labels[:filled], self.places) if filled else None

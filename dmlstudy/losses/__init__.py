@@ -27,6 +27,7 @@ from dmlstudy.losses.product_quantisation import (
 )
 from dmlstudy.losses.ranked_list import ranked_list
 from dmlstudy.losses.rows import (
+    Keys,
     Metric,
     PairLoss,
     active,
@@ -45,6 +46,7 @@ from dmlstudy.losses.triplet import mined_triplet, triplet_all, triplet_batch_ha
 from dmlstudy.losses.upper_bound import upper_bound
 
 __all__ = [
+    "Keys",
     "Metric",
     "PairLoss",
     "absolute_distillation",

@@ -71,9 +71,31 @@ class Metric:
     finish: Callable[[Tensor, Tensor], Tensor] = lambda block, anchors: block
     prepare: Callable[[Tensor], Tensor] = lambda x: x
 
-    def of_all(self, x: Tensor) -> Tensor:
-        """Values of all pairs of prepared embeddings, [B, B]."""
-        return self.finish(squared_distance(x) if self.euclidean else pairwise_similarity(x), x)
+    def of_all(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Values of prepared embeddings [B, D] with each other, [B, B], or with keys [M, D], [B, M]."""
+        pairwise = squared_distance if self.euclidean else pairwise_similarity
+        return self.finish(pairwise(x, keys), x)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What anchors are compared with instead of their own batch.
+
+    Attributes:
+        embeddings: [M, D], constants.
+        labels: [M].
+        itself: [B], the key that is the anchor's own copy and no pair; -1 for none.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    itself: Tensor
+
+    def masks(self, labels: Tensor) -> Pairs:
+        """Positives and negatives of anchors with these labels [B], boolean [B, M]."""
+        same = labels[:, None] == self.labels
+        own = self.itself[:, None] == torch.arange(len(self.labels), device=labels.device)
+        return same & ~own, ~same
 
 
 similarity = Metric(euclidean=False)
@@ -100,6 +122,7 @@ class PairLoss:
         labels: Tensor,
         *,
         pairs: Miner | Pairs | None = None,
+        keys: Keys | None = None,
         **settings: Any,
     ) -> Tensor:
         _check_labels(labels, embeddings)
@@ -109,13 +132,17 @@ class PairLoss:
             if isinstance(value, Tensor)
         }
         x = self.metric.prepare(embeddings)
+        if keys is not None:
+            values = self.metric.of_all(x, self.metric.prepare(keys.embeddings))
+            kept = _kept_pairs(pairs, values, keys.masks(labels), slice(None))
+            return mean(*self.formula(values, *kept, **settings | columns))
         if len(x) <= ROWS:
             values = self.metric.of_all(x)
-            kept = _kept_pairs(pairs, values, labels, slice(None))
+            kept = _kept_pairs(pairs, values, pair_masks(labels), slice(None))
             return mean(*self.formula(values, *kept, **settings | columns))
 
         def terms(values: Tensor, rows: slice, *columns_: Tensor) -> tuple[Tensor, Tensor | int]:
-            kept = _kept_pairs(pairs, values, labels, rows)
+            kept = _kept_pairs(pairs, values, pair_masks(labels, rows), rows)
             own = (column[rows] if len(column) > 1 else column for column in columns_)
             return self.formula(values, *kept, **settings | dict(zip(columns, own, strict=True)))
 
@@ -140,7 +167,7 @@ def pair_loss(metric: Metric) -> Callable[[Formula], PairLoss]:
 
     The loss is called with embeddings [B, D], integer labels [B], and, where not all pairs count, with `pairs`: a
     miner, which is a function of the same three blocks and gives the masks of the pairs that stay, or two boolean
-    [B, B]. It is differentiable once.
+    [B, B]. It is differentiable once. With `keys`, anchors are compared with those instead of with each other.
 
     Raises:
         StudyError: labels that are not integers, or not one for each image (when called).
@@ -172,10 +199,9 @@ def _check_labels(labels: Tensor, embeddings: Tensor) -> None:
         )
 
 
-def _kept_pairs(pairs: Miner | Pairs | None, values: Tensor, labels: Tensor, rows: slice) -> Pairs:
+def _kept_pairs(pairs: Miner | Pairs | None, values: Tensor, masks: Pairs, rows: slice) -> Pairs:
     if isinstance(pairs, tuple):
         return pairs[0][rows], pairs[1][rows]
-    masks = pair_masks(labels, rows)
     if pairs is None:
         return masks
     with torch.no_grad():

@@ -16,6 +16,7 @@ from dmlstudy.data import Inputs
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.geometry import pairwise_similarity
 from dmlstudy.heads import embed_branches
+from dmlstudy.memory import Memory
 from dmlstudy.methods.hyperparameters import hyperparameters, keywords
 from dmlstudy.networks import Network
 from dmlstudy.samplers import pk_batches
@@ -210,6 +211,8 @@ def deviations(method: Method) -> list[str]:
         departures.append("embeddings not normalised")
     if method.branches:
         departures.append(f"{1 + len(method.branches)} branches, each with its own head")
+    if any(isinstance(module, Memory) for module in method.modules()):
+        departures.append("a memory of past batches")
     if method.extra_parameters():
         departures.append(f"own parameters (learning rate {method.extra_lr:g})")
     return departures

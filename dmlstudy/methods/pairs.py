@@ -13,32 +13,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy import losses, miners
+from dmlstudy.errors import StudyError
 from dmlstudy.geometry import snr_distance, squared_distance
 from dmlstudy.heads import branch_heads
+from dmlstudy.losses import Keys
+from dmlstudy.memory import Memory
 from dmlstudy.methods.base import Batch, Method, TrainingSet
-from dmlstudy.ranges import NonNegative
+from dmlstudy.ranges import NonNegative, NonNegativeCount
 
 
 class PairMethod(Method):
-    """A loss of embeddings and labels, and the miner that chooses its pairs."""
+    """A loss of embeddings and labels, and the miner that chooses its pairs; with a memory, also of past batches.
+
+    Args:
+        memory: past embeddings that each batch is compared with, too; 0 is none.
+        memory_start: steps before the memory is filled.
+    """
 
     formula: ClassVar[Callable[..., Tensor]]
     miner: ClassVar[Callable[..., Any] | None] = None
     term: ClassVar[str]  # the loss's name in logs and curves
 
+    memory: NonNegativeCount = 0
+    memory_start: NonNegativeCount = 0
+
     def __init_subclass__(cls) -> None:
         cls.parts = (cls.formula,) if cls.miner is None else (cls.formula, cls.miner)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        return {self.term: self.pair_loss(self.embed(batch.images), batch.labels)}
+    def build(self, training_set: TrainingSet) -> None:
+        if self.memory:
+            size = self.network.embedding_size
+            self.remembered = Memory(self.memory, size, self.memory_start)
 
-    def pair_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        f, y = self.embed(batch.images), batch.labels
+        terms = {self.term: self.pair_loss(f, y)}
+        if self.memory:
+            # Before the memory's loss, as in the authors' code of XBM: a batch's own positives count twice.
+            self.remembered.push(f, y)
+            if keys := self.remembered.keys():
+                terms["memory"] = self.pair_loss(f, y, keys=keys)
+        return terms
+
+    def pair_loss(self, embeddings: Tensor, labels: Tensor, keys: Keys | None = None) -> Tensor:
         """The loss, with this method's hyperparameters, of the pairs that its miner keeps."""
         # Through the class, since a function found on the object would be bound to it.
         formula, miner = self.configured(type(self).formula), type(self).miner
-        if miner is None:
-            return formula(embeddings, labels)
-        return formula(embeddings, labels, pairs=self.configured(miner))
+        pairs = None if miner is None else self.configured(miner)
+        return formula(embeddings, labels, pairs=pairs, keys=keys)
 
 
 class MultiSimilarity(PairMethod):
@@ -83,14 +105,22 @@ class RankedList(PairMethod):
     variant: Literal["H", "LMH"] = "H"
 
     def build(self, training_set: TrainingSet) -> None:
+        super().build(training_set)
         if self.variant == "LMH":
+            if self.memory:
+                raise StudyError("A memory holds one embedding: set memory to 0 or variant to H.")
             self.branches = branch_heads(self.network)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        if not self.branches:
+            return super().loss(batch)
         f = self.embed(batch.images).chunk(1 + len(self.branches), dim=1)
-        names = (self.term,) if len(f) == 1 else ("low", "middle", "high")
-        parts = [self.pair_loss(F.normalize(branch), batch.labels) for branch in f]
-        return dict(zip(names, parts, strict=True))
+        parts = [self.pair_loss(branch, batch.labels) for branch in f]
+        return dict(zip(("low", "middle", "high"), parts, strict=True))
+
+    def pair_loss(self, embeddings: Tensor, labels: Tensor, keys: Keys | None = None) -> Tensor:
+        """Of one branch, normalised: side by side the branches are shorter than 1."""
+        return super().pair_loss(F.normalize(embeddings), labels, keys)
 
 
 class TripletBatchHard(PairMethod):
