@@ -8,12 +8,9 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Union
+from typing import Any, ClassVar, Union
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from dmlstudy.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Hyperparameter:
     comment: str
 
 
-def hyperparameters(method: type[Method]) -> dict[str, Hyperparameter]:
+def hyperparameters(method: type[Any]) -> dict[str, Hyperparameter]:
     """A method's hyperparameters by name: those of its parts, then the annotated attributes of its classes.
 
     A class decides over its parts: it may give a part's argument another default, or annotate it anew.
@@ -90,7 +87,7 @@ def argument_comments(documented: Any) -> dict[str, str]:
 CITATION = re.compile(r'[A-ZÀ-Ž][^"\n]*, "[^"]+",\s+(arXiv [\d.]+, )?[^":.]*?\d{4}(?=[\s.:,;)])')
 
 
-def citation(method: type[Method]) -> str:
+def citation(method: type[Any]) -> str:
     """The paper of a method, from the first docstring of its own or of its parts that cites one."""
     for documented in (method, *method.parts):
         match = CITATION.search(inspect.getdoc(documented) or "")
