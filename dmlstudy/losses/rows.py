@@ -231,15 +231,13 @@ class _ByBlocks(torch.autograd.Function):
             leaves = [leaf.detach().requires_grad_() for leaf in inputs]
             with torch.enable_grad():
                 summed, count = part(rows, leaves)
-            if (
-                summed.dim() and weights is None
-            ):  # several means: what each term weighs must be known first
+            if summed.dim() and weights is None:
+                # Several means: what each term weighs must be known first.
                 weights = 1 / torch.as_tensor(total()[1]).clamp_min(1).to(x)
             slopes = torch.autograd.grad(summed, leaves, weights, materialize_grads=True)
             matrix[rows] = slopes[0]
-            for gradient, slope in zip(
-                (gradients[0][rows], *gradients[1:]), slopes[1:], strict=True
-            ):
+            sums = gradients[0][rows], *gradients[1:]
+            for gradient, slope in zip(sums, slopes[1:], strict=True):
                 gradient += slope
             parts.append((summed.detach(), count))
         summed, count = _added(parts)

@@ -107,8 +107,8 @@ class Method(nn.Module):
 
     views: ClassVar[int] = 1  # augmented views per image
     asymmetric: ClassVar[bool] = False  # queries and gallery are embedded differently
-    unit: Any = True  # embeddings are L2-normalised
-    extra_lr: Any = 1e-2  # learning rate of parameters that are not the network's
+    unit: bool = True  # embeddings are L2-normalised
+    extra_lr: float = 1e-2  # learning rate of parameters that are not the network's
 
     def __init__(self, network: Network, training_set: TrainingSet, **hyper: Any):
         super().__init__()
