@@ -18,6 +18,7 @@ from losses_naive import (
     naive_contrastive,
     naive_density,
     naive_fastap,
+    naive_hadsell,
     naive_margin,
     naive_mined_triplet,
     naive_ms,
@@ -78,6 +79,10 @@ PAIR_CASES = {
     ),
     "SNR contrastive": Case(losses.snr_contrastive, partial(naive_contrastive, metric=noise)),
     "contrastive, squared": Case(squared_contrastive, partial(naive_contrastive, metric=square)),
+    "contrastive": Case(losses.contrastive, naive_hadsell, True),
+    "contrastive, split": Case(
+        partial(losses.contrastive, split=True), partial(naive_hadsell, split_means=True), True
+    ),
     "multi-similarity": Case(losses.multi_similarity, naive_ms, True, "triplet"),
     "multi-similarity, mined": Case(
         mined_ms, lambda x, y: naive_ms(x, y, ms_pairs(x, y)), True, "triplet"

@@ -217,6 +217,7 @@ DEVIATIONS = {
     "snr": ["ranking distance", "embeddings not normalised"],
     "soft_triple": ["own parameters (learning rate 0.01)"],
     "triplet_batch_hard": ["ranking distance", "embeddings not normalised"],
+    "contrastive": [],
 }
 
 

@@ -1,5 +1,6 @@
 """Losses: the formulas and nothing else, one file per family; every public one is exported here by its name."""
 
+from dmlstudy.losses.contrastive import contrastive
 from dmlstudy.losses.damlrrm import minimum_spanning_trees, tree_pairs
 from dmlstudy.losses.density_aware import (
     dense_region,
@@ -52,6 +53,7 @@ __all__ = [
     "absolute_distillation",
     "active",
     "bits_per_image",
+    "contrastive",
     "dense_region",
     "density_aware_quadruplet",
     "density_aware_triplet",

@@ -11,7 +11,14 @@ from dmlstudy.methods.ensembles import DivideAndConquer
 from dmlstudy.methods.generators import HDML
 from dmlstudy.methods.hyperparameters import Hyperparameter, citation, hyperparameters
 from dmlstudy.methods.invariant_spreading import InvariantSpreading
-from dmlstudy.methods.pairs import SNR, FastAP, MultiSimilarity, RankedList, TripletBatchHard
+from dmlstudy.methods.pairs import (
+    SNR,
+    Contrastive,
+    FastAP,
+    MultiSimilarity,
+    RankedList,
+    TripletBatchHard,
+)
 from dmlstudy.methods.product_quantisation import ProductQuantisation
 from dmlstudy.methods.proxies import SoftTriple, UpperBound
 from dmlstudy.methods.sche import SCHE
@@ -36,6 +43,7 @@ METHODS: dict[str, type[Method]] = {
     "hdml": HDML,
     "soft_triple": SoftTriple,
     "triplet_batch_hard": TripletBatchHard,
+    "contrastive": Contrastive,
 }
 
 __all__ = [

@@ -141,6 +141,16 @@ class TripletBatchHard(PairMethod):
         return -squared_distance(queries, gallery)
 
 
+class Contrastive(PairMethod):
+    """The margin is from third-party code (default, unverified). With P classes of K images an anchor has (P - 1) K
+    negatives for K - 1 positives, so that negatives dominate the mean: see the control."""
+
+    number, title, kind = 17, "Contrastive", "pair loss"
+    certainty = "high for the formula, default unverified for the margin"
+    formula, term = losses.contrastive, "contrastive"
+    controls = {"m = 0.5": {"margin": 0.5}, "positives and negatives apart": {"split": True}}
+
+
 class SNR(Method):
     """A contrastive or triplet loss on SNR distances, plus lam times the zero-mean regulariser.
 
