@@ -80,8 +80,8 @@ PAIR_CASES = {
     "SNR contrastive": Case(losses.snr_contrastive, partial(naive_contrastive, metric=noise)),
     "contrastive, squared": Case(squared_contrastive, partial(naive_contrastive, metric=square)),
     "contrastive": Case(losses.contrastive, naive_hadsell, True),
-    "contrastive, split": Case(
-        partial(losses.contrastive, split=True), partial(naive_hadsell, split_means=True), True
+    "contrastive, one mean": Case(
+        partial(losses.contrastive, split=False), partial(naive_hadsell, one_mean=True), True
     ),
     "multi-similarity": Case(losses.multi_similarity, naive_ms, True, "triplet"),
     "multi-similarity, mined": Case(

@@ -106,11 +106,11 @@ def naive_contrastive(x: Tensor, y: Tensor, metric: Callable[..., Tensor], margi
     return sum(near, 0 * x.sum()) / max(len(near), 1) + mean_of_active(far, x)
 
 
-def naive_hadsell(x: Tensor, y: Tensor, split_means: bool = False) -> Tensor:
+def naive_hadsell(x: Tensor, y: Tensor, one_mean: bool = False) -> Tensor:
     groups = [split(y, i) for i in range(len(y))]
     near = [square(x[i], x[j]) for i, (p, _) in enumerate(groups) for j in p]
     far = [(1 - euclid(x[i], x[k])).clamp_min(0) ** 2 for i, (_, n) in enumerate(groups) for k in n]
-    kinds = (near, far) if split_means else (near + far,)
+    kinds = (near + far,) if one_mean else (near, far)
     return sum((sum(terms) / max(len(terms), 1) for terms in kinds), 0 * x.sum())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dmlstudy.errors import unknown
+from dmlstudy.methods import pairs, proxies
 from dmlstudy.methods.base import Batch, EmbedAll, Epoch, Method, TrainingSet, deviations
 from dmlstudy.methods.damlrrm import DAMLRRM
 from dmlstudy.methods.density_aware import DensityAware
@@ -11,39 +12,30 @@ from dmlstudy.methods.ensembles import DivideAndConquer
 from dmlstudy.methods.generators import HDML
 from dmlstudy.methods.hyperparameters import Hyperparameter, citation, hyperparameters
 from dmlstudy.methods.invariant_spreading import InvariantSpreading
-from dmlstudy.methods.pairs import (
-    SNR,
-    Contrastive,
-    FastAP,
-    MultiSimilarity,
-    RankedList,
-    TripletBatchHard,
-)
 from dmlstudy.methods.product_quantisation import ProductQuantisation
-from dmlstudy.methods.proxies import SoftTriple, UpperBound
 from dmlstudy.methods.sche import SCHE
 from dmlstudy.methods.teachers import Teachers
 from dmlstudy.methods.untrained import Untrained
 
 METHODS: dict[str, type[Method]] = {
     "untrained": Untrained,
-    "upper_bound": UpperBound,
+    "upper_bound": proxies.UpperBound,
     "product_quantisation": ProductQuantisation,
-    "ranked_list": RankedList,
+    "ranked_list": pairs.RankedList,
     "density_aware": DensityAware,
     "sche": SCHE,
-    "multi_similarity": MultiSimilarity,
-    "fastap": FastAP,
+    "multi_similarity": pairs.MultiSimilarity,
+    "fastap": pairs.FastAP,
     "teachers": Teachers,
     "discriminative_sampling": DiscriminativeSampling,
     "divide_and_conquer": DivideAndConquer,
     "invariant_spreading": InvariantSpreading,
-    "snr": SNR,
+    "snr": pairs.SNR,
     "damlrrm": DAMLRRM,
     "hdml": HDML,
-    "soft_triple": SoftTriple,
-    "triplet_batch_hard": TripletBatchHard,
-    "contrastive": Contrastive,
+    "soft_triple": proxies.SoftTriple,
+    "triplet_batch_hard": pairs.TripletBatchHard,
+    "contrastive": pairs.Contrastive,
 }
 
 __all__ = [

@@ -143,12 +143,12 @@ class TripletBatchHard(PairMethod):
 
 class Contrastive(PairMethod):
     """The margin is from third-party code (default, unverified). With P classes of K images an anchor has (P - 1) K
-    negatives for K - 1 positives, so that negatives dominate the mean: see the control."""
+    negatives for K - 1 positives, which would decide one mean over all pairs: see the control."""
 
     number, title, kind = 17, "Contrastive", "pair loss"
     certainty = "high for the formula, default unverified for the margin"
     formula, term = losses.contrastive, "contrastive"
-    controls = {"m = 0.5": {"margin": 0.5}, "positives and negatives apart": {"split": True}}
+    controls = {"m = 0.5": {"margin": 0.5}, "one mean over all pairs": {"split": False}}
 
 
 class SNR(Method):
