@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmlstudy.data import Augment, ImageSet, Pixels
@@ -65,6 +66,14 @@ def rows(batch: Batch, indices: np.ndarray) -> Batch:
     """Some images of a batch."""
     i = torch.from_numpy(indices)
     return Batch(batch.images[i], batch.labels[i], batch.indices[i], batch.tag)
+
+
+def clustered(noise: float, classes: int = 8, each: int = 12) -> tuple[Tensor, Tensor]:
+    """Unit embeddings [classes * each, 16], class by class, and their labels."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(classes).repeat_interleave(each)
+    x = torch.randn(classes, 16, generator=g)[y] + noise * torch.randn(len(y), 16, generator=g)
+    return F.normalize(x), y
 
 
 def planned(
