@@ -106,7 +106,7 @@ def test_labels_are_never_seen(inputs):
     """Other labels, even of other classes: the same network bit for bit."""
     states = []
     labels = inputs.images.labels
-    for given in (labels, np.random.default_rng(1).permutation(labels), labels % 3, 0 * labels):
+    for given in (labels, np.random.default_rng(1).permutation(labels), 0 * labels):
         method = build(InvariantSpreading)
         inputs.images.labels[:] = given
         go(method, inputs)
@@ -167,7 +167,7 @@ def test_no_teacher_is_an_error_in_one_sentence(inputs):
 
 def test_the_run_trains_the_teacher_first_and_shares_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
-    given, lines = {"nmi_seeds": 1, "p": 4, "k": 4}, []
+    given, lines = {"dataset": "digits", "epochs": 1, "nmi_seeds": 1, "p": 4, "k": 4}, []
     method = Experiment(settings("teachers", given), lines.append).run(0).method
     assert any("teacher first: Triplet" in line for line in lines)
     name, hyper = Teachers.teacher
