@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from conftest import CLASSES, assert_same, build, go, planned, rows, whole
 
 from dmlstudy import losses, miners
-from dmlstudy.data import Augment, Pixels
 from dmlstudy.geometry import pair_masks, pairwise_distance, squared_distance
 from dmlstudy.methods import METHODS, Method
 from dmlstudy.methods.damlrrm import DAMLRRM
@@ -19,13 +18,6 @@ from dmlstudy.methods.ensembles import DivideAndConquer
 from dmlstudy.methods.pairs import SNR, FastAP, MultiSimilarity, RankedList, TripletBatchHard
 from dmlstudy.methods.sche import SCHE
 from dmlstudy.methods.teachers import Teachers
-
-
-@pytest.fixture
-def inputs(tiny_images):
-    """The tiny images, hardly augmented."""
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
-
 
 # --- losses of pairs
 

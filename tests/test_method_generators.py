@@ -10,18 +10,11 @@ import torch.nn.functional as F
 from conftest import CLASSES, PER_CLASS, build, reached, whole
 
 from dmlstudy import losses
-from dmlstudy.data import Augment, Pixels
 from dmlstudy.methods import Batch
 from dmlstudy.methods.generators import HDML
 from dmlstudy.training import Recipe, make_optimiser
 
 SMALL = {"hidden": 16, "window": 2}
-
-
-@pytest.fixture
-def inputs(tiny_images):
-    """The tiny images, hardly augmented."""
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
 
 
 def under_way(**hyper):

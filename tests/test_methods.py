@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import CLASSES, EPOCHS, RECIPE, assert_same, build, go
 from torch import Tensor
 
-from dmlstudy.data import Augment, Pixels
+from dmlstudy.data import Pixels
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import (
     METHODS,
@@ -25,12 +25,6 @@ from dmlstudy.methods import (
     hyperparameters,
 )
 from dmlstudy.training import Progress, Recipe
-
-
-@pytest.fixture
-def inputs(tiny_images):
-    """The tiny images, hardly augmented."""
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
 
 
 def own(method: type[Method], overrides: dict) -> dict:
@@ -184,13 +178,6 @@ def test_labels_that_are_not_one_number_per_image_are_refused():
             Batch(images, labels, index)
 
 
-@every_method
-def test_embeddings_are_unit_unless_declared(name, inputs):
-    method = build(METHODS[name])
-    z = EmbedAll(method, inputs)()
-    assert torch.allclose(z, F.normalize(z), atol=1e-6) == method.unit
-
-
 DEVIATIONS = {
     "untrained": ["batch composition"],
     "upper_bound": ["own parameters (learning rate 0.01)"],
@@ -230,11 +217,6 @@ DEVIATIONS = {
 }
 
 
-@every_method
-def test_deviations_are_read_off_the_class(name):
-    assert deviations(build(METHODS[name])) == DEVIATIONS[name]
-
-
 def test_branches_and_learning_rates_are_deviations():
     branched = build(METHODS["ranked_list"], variant="LMH")
     assert deviations(branched) == ["3 branches, each with its own head"]
@@ -243,12 +225,16 @@ def test_branches_and_learning_rates_are_deviations():
 
 
 @every_method
-def test_hyperparameters_have_a_range_a_comment_and_a_paper(name):
-    method = METHODS[name]
-    assert all(h.comment for h in hyperparameters(method).values())
-    assert (citation(method) == "no paper") == (name == "untrained")
+def test_declarations(name, inputs):
+    """Every hyperparameter has a comment, every method a paper; deviations and norms are what is embedded."""
+    kind, method = METHODS[name], build(METHODS[name])
+    z = EmbedAll(method, inputs)()
+    assert torch.allclose(z, F.normalize(z), atol=1e-6) == method.unit
+    assert deviations(method) == DEVIATIONS[name]
+    assert all(h.comment for h in hyperparameters(kind).values())
+    assert (citation(kind) == "no paper") == (name == "untrained")
     with pytest.raises(StudyError, match="Unknown hyperparameter 'margn'"):
-        build(method, margn=0.1)
+        build(kind, margn=0.1)
 
 
 def test_numbers_are_those_of_the_table():
