@@ -22,22 +22,9 @@ from dmlstudy.methods.teachers import Teachers
 # --- losses of pairs
 
 
-def contrastive(x, y, metric):
-    """1 for positives' distances, hinge at 1 for negatives', each over what is not zero."""
-    d, (positive, negative) = metric(x), pair_masks(y)
-    far = (1 - d[negative]).relu()
-    return d[positive].mean() + far.sum() / (far > 0).sum().clamp_min(1)
-
-
-def ratio(x, z=None):
-    z = x if z is None else z
-    return (z[None] - x[:, None]).var(2) / x.var(1)[:, None]
-
-
 VALUES = [
     (FastAP, {}, losses.fastap),
     (FastAP, {"bins": 5}, partial(losses.fastap, bins=5)),
-    (FastAP, {"bins": 20}, partial(losses.fastap, bins=20)),
     (MultiSimilarity, {"epsilon": None}, losses.multi_similarity),
     (
         MultiSimilarity,
@@ -50,9 +37,9 @@ VALUES = [
     (TripletBatchHard, {"margin": 0.2}, partial(losses.triplet_batch_hard, margin=0.2)),
     (TripletBatchHard, {"unit": True}, losses.triplet_batch_hard),
     (Teachers, {}, partial(losses.triplet_batch_hard, margin=0.2)),
-    (SNR, {}, partial(contrastive, metric=ratio)),
-    (SNR, {"distance": "euclidean"}, partial(contrastive, metric=squared_distance)),
-    (SNR, {"distance": "euclidean", "unit": True}, partial(contrastive, metric=squared_distance)),
+    (SNR, {}, losses.snr_contrastive),
+    (SNR, {"distance": "euclidean"}, losses.snr_contrastive.on(losses.squared)),
+    (SNR, {"distance": "euclidean", "unit": True}, losses.snr_contrastive.on(losses.squared)),
     (SNR, {"form": "triplet", "margin": 0.2}, partial(losses.snr_triplet, margin=0.2)),
 ]
 

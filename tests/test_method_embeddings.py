@@ -13,13 +13,8 @@ from conftest import CLASSES, EPOCHS, assert_same, build, go, whole
 from dmlstudy import losses
 from dmlstudy.data import Activations
 from dmlstudy.errors import StudyError
-from dmlstudy.geometry import pairwise_distance, squared_distance
-from dmlstudy.methods import (
-    METHODS,
-    Batch,
-    EmbedAll,
-    TrainingSet,
-)
+from dmlstudy.geometry import pairwise_distance, snr_distance, squared_distance
+from dmlstudy.methods import METHODS, Batch, EmbedAll, TrainingSet
 from dmlstudy.methods.invariant_spreading import InvariantSpreading
 from dmlstudy.methods.pairs import SNR, FastAP, RankedList, TripletBatchHard
 from dmlstudy.methods.product_quantisation import ProductQuantisation
@@ -30,11 +25,6 @@ from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import settings
 
 
-def ratio(x, z):
-    """SNR distances, pair by pair: the anchor's variance divides."""
-    return torch.stack([torch.stack([(b - a).var() / a.var() for b in z]) for a in x])
-
-
 @pytest.mark.parametrize("hyper", [{}, {"distance": "euclidean"}], ids=str)
 def test_snr_regularises_the_mean_and_ranks_by_its_distance(hyper, inputs):
     method = build(SNR, **hyper)
@@ -42,7 +32,7 @@ def test_snr_regularises_the_mean_and_ranks_by_its_distance(hyper, inputs):
     mean = z.sum(1).abs().mean()
     torch.testing.assert_close(method.loss(whole(inputs))["zero mean"], 0.005 * mean)
     queries, gallery = z[:9], 3 * z  # the query is the anchor
-    distance = squared_distance(queries, gallery) if hyper else ratio(queries, gallery)
+    distance = (squared_distance if hyper else snr_distance)(queries, gallery)
     torch.testing.assert_close(method.similarity(queries, gallery), -distance, rtol=1e-4, atol=1e-4)
 
 

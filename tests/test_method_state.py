@@ -20,7 +20,7 @@ from dmlstudy.methods.discriminative_sampling import (
 )
 from dmlstudy.methods.ensembles import WHOLE, DivideAndConquer
 from dmlstudy.methods.pairs import FastAP
-from dmlstudy.samplers import match_clusters
+from dmlstudy.samplers import draw_log_probabilities, match_clusters
 from dmlstudy.training import Recipe, make_optimiser
 
 # --- density aware
@@ -167,11 +167,8 @@ def test_rewards_are_capped_and_compared_with_their_running_mean(inputs):
     reward, before = raw.clamp(max=0.3), method.mean_reward.clone()
     assert before.item() == pytest.approx(math.log(2))
     anchor, *others = batch.labels[::4].tolist()
-    logits, log_pi = method.logits(anchor).clone(), []
-    for c in others:
-        log_pi.append(logits.log_softmax(0)[c])
-        logits = logits.masked_fill(torch.arange(CLASSES) == c, -torch.inf)
-    expected = -((reward - before) * torch.stack(log_pi)).mean()
+    log_pi = draw_log_probabilities(method.logits(anchor), torch.tensor(others))
+    expected = -((reward - before) * log_pi).mean()
     torch.testing.assert_close(method.loss(batch)["policy"], expected)
     method.after_step()
     torch.testing.assert_close(method.mean_reward, 0.8 * before + 0.2 * reward.mean().detach())
