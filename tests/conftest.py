@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmlstudy.data import Augment, ImageSet, Pixels
@@ -33,8 +34,8 @@ def tiny_images() -> ImageSet:
 
 @pytest.fixture
 def inputs(tiny_images) -> Pixels:
-    """The tiny images, augmented; a file with images of its own has a fixture of this name."""
-    return Pixels(tiny_images, 8, Augment(flip=True, rotate=10.0, crop_area=0.8, shift=0.1))
+    """The tiny images, hardly augmented."""
+    return Pixels(tiny_images, 8, Augment(shift=0.1))
 
 
 def build(kind: type[Method], seed: int = 0, **hyper: Any) -> Method:
@@ -65,6 +66,14 @@ def rows(batch: Batch, indices: np.ndarray) -> Batch:
     """Some images of a batch."""
     i = torch.from_numpy(indices)
     return Batch(batch.images[i], batch.labels[i], batch.indices[i], batch.tag)
+
+
+def clustered(noise: float, classes: int = 8, each: int = 12) -> tuple[Tensor, Tensor]:
+    """Unit embeddings [classes * each, 16], class by class, and their labels."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(classes).repeat_interleave(each)
+    x = torch.randn(classes, 16, generator=g)[y] + noise * torch.randn(len(y), 16, generator=g)
+    return F.normalize(x), y
 
 
 def planned(

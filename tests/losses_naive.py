@@ -77,7 +77,7 @@ def hardest(x: Tensor, y: Tensor, metric: Callable[..., Tensor]) -> list[Tensor]
     ]
 
 
-def naive_batch_hard(x: Tensor, y: Tensor, margin: float | None = None) -> Tensor:
+def batch_hard(x: Tensor, y: Tensor, margin: float | None = None) -> Tensor:
     terms = [
         torch.log1p(v.exp()) if margin is None else (v + margin).clamp_min(0)
         for v in hardest(x, y, euclid)
@@ -85,11 +85,11 @@ def naive_batch_hard(x: Tensor, y: Tensor, margin: float | None = None) -> Tenso
     return sum(terms, 0 * x.sum()) / len(y)
 
 
-def naive_mined_triplet(x: Tensor, y: Tensor) -> Tensor:
+def mined_triplet(x: Tensor, y: Tensor) -> Tensor:
     return mean_of_active([(v + 0.2).clamp_min(0) for v in hardest(x, y, square)], x)
 
 
-def naive_triplet_all(x: Tensor, y: Tensor, metric: Callable[..., Tensor], margin=0.2) -> Tensor:
+def triplet_all(x: Tensor, y: Tensor, metric: Callable[..., Tensor], margin=0.2) -> Tensor:
     terms = []
     for i in range(len(y)):
         p, n = split(y, i)
@@ -99,14 +99,14 @@ def naive_triplet_all(x: Tensor, y: Tensor, metric: Callable[..., Tensor], margi
     return mean_of_active(terms, x)
 
 
-def naive_contrastive(x: Tensor, y: Tensor, metric: Callable[..., Tensor], margin=1.0) -> Tensor:
+def contrastive(x: Tensor, y: Tensor, metric: Callable[..., Tensor], margin=1.0) -> Tensor:
     groups = [split(y, i) for i in range(len(y))]
     near = [metric(x[i], x[j]) for i, (p, _) in enumerate(groups) for j in p]
     far = [(margin - metric(x[i], x[k])).clamp_min(0) for i, (_, n) in enumerate(groups) for k in n]
     return sum(near, 0 * x.sum()) / max(len(near), 1) + mean_of_active(far, x)
 
 
-def naive_hadsell(x: Tensor, y: Tensor, one_mean: bool = False) -> Tensor:
+def hadsell(x: Tensor, y: Tensor, one_mean: bool = False) -> Tensor:
     groups = [split(y, i) for i in range(len(y))]
     near = [square(x[i], x[j]) for i, (p, _) in enumerate(groups) for j in p]
     far = [(1 - euclid(x[i], x[k])).clamp_min(0) ** 2 for i, (_, n) in enumerate(groups) for k in n]
@@ -114,7 +114,7 @@ def naive_hadsell(x: Tensor, y: Tensor, one_mean: bool = False) -> Tensor:
     return sum((sum(terms) / max(len(terms), 1) for terms in kinds), 0 * x.sum())
 
 
-def naive_ms(x: Tensor, y: Tensor, pairs: Pairs | None = None) -> Tensor:
+def ms(x: Tensor, y: Tensor, pairs: Pairs | None = None) -> Tensor:
     total = 0 * x.sum()
     for i in range(len(y)):
         p, n = split(y, i, pairs)
@@ -129,7 +129,7 @@ def ms_pairs(x: Tensor, y: Tensor) -> Pairs:
     return miners.multi_similarity_miner(x.detach() @ x.detach().T, *pair_masks(y))
 
 
-def naive_ranked_list(x: Tensor, y: Tensor, temperature: float = 10) -> Tensor:
+def ranked_list(x: Tensor, y: Tensor, temperature: float = 10) -> Tensor:
     total = 0 * x.sum()
     for i in range(len(y)):
         p, n = split(y, i)
@@ -144,9 +144,7 @@ def naive_ranked_list(x: Tensor, y: Tensor, temperature: float = 10) -> Tensor:
     return total / len(y)
 
 
-def naive_margin(
-    x: Tensor, y: Tensor, pairs: Pairs | None = None, beta: Tensor | None = None
-) -> Tensor:
+def margin(x: Tensor, y: Tensor, pairs: Pairs | None = None, beta: Tensor | None = None) -> Tensor:
     terms = []
     for i in range(len(y)):
         b = 1.2 if beta is None else beta[i]
@@ -164,7 +162,7 @@ def boundaries(y: Tensor) -> Tensor:
     return torch.linspace(0.8, 1.4, len(y), dtype=torch.float64)
 
 
-def naive_fastap(x: Tensor, y: Tensor, bins: int = 10) -> Tensor:
+def fastap(x: Tensor, y: Tensor, bins: int = 10) -> Tensor:
     width, scores = 4 / bins, []
     for i in range(len(y)):
         p, n = split(y, i)
@@ -181,7 +179,7 @@ def naive_fastap(x: Tensor, y: Tensor, bins: int = 10) -> Tensor:
     return sum(scores, 0 * x.sum()) / max(len(scores), 1)
 
 
-def naive_npair(x: Tensor, y: Tensor, l2: float = 0.02) -> Tensor:
+def npair(x: Tensor, y: Tensor, l2: float = 0.02) -> Tensor:
     images = {c: [i for i in range(len(y)) if y[i] == c] for c in y.tolist()}
     pairs = [members[:2] for members in images.values() if len(members) >= 2]
     total = 0 * x.sum()
@@ -192,7 +190,7 @@ def naive_npair(x: Tensor, y: Tensor, l2: float = 0.02) -> Tensor:
     return total / max(len(pairs), 1)
 
 
-def naive_soft_triple(x: Tensor, y: Tensor) -> Tensor:
+def soft_triple(x: Tensor, y: Tensor) -> Tensor:
     total = 0 * x.sum()
     for f, c in zip(x, y.tolist(), strict=True):
         logits = []
@@ -203,12 +201,12 @@ def naive_soft_triple(x: Tensor, y: Tensor) -> Tensor:
     return total / len(y)
 
 
-def naive_signature_softmax(x: Tensor, y: Tensor) -> Tensor:
+def signature_softmax(x: Tensor, y: Tensor) -> Tensor:
     logits = [torch.stack([20 * f @ w for w in PROXIES.to(x)]) for f in x]
     return sum(-row.log_softmax(0)[c] for row, c in zip(logits, y, strict=True)) / len(y)
 
 
-def naive_upper_bound(x: Tensor, y: Tensor) -> Tensor:
+def upper_bound(x: Tensor, y: Tensor) -> Tensor:
     total = 0 * x.sum()
     for f, own in zip(x, y.tolist(), strict=True):
         for c, w in enumerate(PROXIES.to(x)):
@@ -216,7 +214,7 @@ def naive_upper_bound(x: Tensor, y: Tensor) -> Tensor:
     return total / len(y)
 
 
-def naive_density(x: Tensor, y: Tensor, quadruplet: bool, margin: float) -> Tensor:
+def density(x: Tensor, y: Tensor, quadruplet: bool, margin: float) -> Tensor:
     terms = []
     for i in range(len(y)):
         pull = square(x[i], PROXIES.to(x)[y[i]])
@@ -231,7 +229,7 @@ def naive_density(x: Tensor, y: Tensor, quadruplet: bool, margin: float) -> Tens
     return mean_of_active(terms, x)
 
 
-def naive_tree_pairs(x: Tensor, y: Tensor, scale: float = 5.0) -> Tensor:
+def tree_pairs(x: Tensor, y: Tensor, scale: float = 5.0) -> Tensor:
     edges, terms = losses.minimum_spanning_trees(pairwise_distance(x.detach()), y), []
     for i, j in edges.nonzero().tolist():
         negatives, d = split(y, i)[1], euclid(x[i], x[j])

@@ -1,5 +1,6 @@
 """Own images, damaged lists, checksums by content, and the store under killed and rival processes."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -25,28 +26,50 @@ def own(tmp_path):
         (folder / c).mkdir(parents=True)
         for i in range(2):
             Image.new("RGB", (8, 8), (40 * i, 20, 30)).save(folder / c / f"{i}.bmp")
-    return folder, lambda: data.load(f"folder:{folder}", 8, cache=tmp_path / "cache")
+
+    def load(path=folder, **options):
+        return data.load(f"folder:{path}", 8, cache=tmp_path / "cache", **options)
+
+    return folder, load
 
 
-def test_an_image_edited_in_place_is_decoded_again(own):
+def test_half_of_the_classes_train_by_seed(own):
     folder, load = own
-    before = load()
-    size = (folder / "a" / "0.bmp").stat().st_size
-    Image.new("RGB", (8, 8), (200, 20, 30)).save(folder / "a" / "0.bmp")
-    os.utime(folder / "a" / "0.bmp", ns=(1, 1))
-    assert (folder / "a" / "0.bmp").stat().st_size == size
+    for name in ("e/deeper", "f", "lonely", ".ipynb_checkpoints"):
+        (folder / name).mkdir(parents=True)
+        for i in range(1 if name == "lonely" else 2):
+            Image.new("RGB", (8, 8)).save(folder / name / f"{i}.png")
+    splits = [load(seed=seed) for seed in (0, 1, 2, 3, 0)]
+    for b in splits:
+        assert len(b.train.classes) == len(b.query.classes) == 3
+        assert set(b.train.classes + b.query.classes) == set("abcdef")
+        assert b.completeness == "12 images of 6 classes; 1 classes with one image skipped (lonely)"
+    assert splits[0].checksum == splits[-1].checksum
+    assert len({b.train.classes for b in splits}) > 1
+
+
+def test_own_folders_need_four_classes(own):
+    folder, load = own
+    with pytest.raises(StudyError, match="does not exist"):
+        load(folder / "nowhere")
+    (folder / "d").rename(folder / ".d")
+    with pytest.raises(StudyError, match=r"has 3 class folders .* needs four"):
+        load()
+
+
+def test_an_edited_image_is_decoded_again_and_the_checksum_is_of_the_pixels(own):
+    folder, load = own
+    edited, before = folder / "a" / "0.bmp", load()
+    size = edited.stat().st_size
+    os.utime(edited, ns=(1, 1))  # decoded again, to the same pixels
+    touched = load()
+    assert before.train.key != touched.train.key and before.checksum == touched.checksum
+    Image.new("RGB", (8, 8), (200, 20, 30)).save(edited)
+    os.utime(edited, ns=(2, 2))
+    assert edited.stat().st_size == size
     after = load()
     assert before.train.store[0, 0, 0, 0] == 0 and after.train.store[0, 0, 0, 0] == 200
-    assert before.checksum != after.checksum
-
-
-def test_the_checksum_is_of_the_pixels(own):
-    folder, load = own
-    before = load()
-    os.utime(folder / "a" / "0.bmp", ns=(1, 1))  # decoded again, to the same pixels
-    after = load()
-    assert before.train.key != after.train.key
-    assert before.checksum == after.checksum == load().checksum
+    assert before.checksum != after.checksum == load().checksum
 
 
 def test_digest_is_kept_and_needs_no_writable_cache(tmp_path, monkeypatch):
@@ -123,7 +146,7 @@ def test_a_killed_process_leaves_nothing_that_looks_complete(tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "a-k.npy").exists()
     array = cached_array("a", "k", (2,), "int64", lambda a: a.fill(5), tmp_path)
-    assert array.tolist() == [5, 5]
+    assert array.tolist() == [5, 5] and not array.flags.writeable
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -134,13 +157,23 @@ def test_two_processes_fill_a_store_once(tmp_path):
         time.sleep(0.2)
         array.fill(5)
 
-    rivals = [
-        FORK.Process(target=cached_array, args=("a", "k", (2,), "int64", fill, tmp_path))
-        for _ in range(3)
-    ]
-    for process in rivals:
-        process.start()
-    for process in rivals:
-        process.join()
+    call = {"target": cached_array, "args": ("a", "k", (2,), "int64", fill, tmp_path)}
+    rivals = [FORK.Process(**call) for _ in range(3)]
+    for act in (FORK.Process.start, FORK.Process.join):
+        for process in rivals:
+            act(process)
     assert [process.exitcode for process in rivals] == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "filled\n"
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(StudyError, match=r"Cannot write 8\.0 MB .* free some space"):
+        cached_array("a", "k", (10**6,), "int64", lambda a: None, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.[np]*"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="set DMLSTUDY_CACHE"):
+        cached_array("a", "k", (1,), "int64", lambda a: None, tmp_path / "file")

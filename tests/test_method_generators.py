@@ -7,21 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASSES, EPOCHS, PER_CLASS, build, go, reached, whole
+from conftest import CLASSES, PER_CLASS, build, reached, whole
 
 from dmlstudy import losses
-from dmlstudy.data import Augment, Pixels
 from dmlstudy.methods import Batch
 from dmlstudy.methods.generators import HDML
 from dmlstudy.training import Recipe, make_optimiser
 
 SMALL = {"hidden": 16, "window": 2}
-
-
-@pytest.fixture
-def inputs(tiny_images):
-    """The tiny images, hardly augmented."""
-    return Pixels(tiny_images, 8, Augment(shift=0.1))
 
 
 def under_way(**hyper):
@@ -131,25 +124,6 @@ def test_nan_is_not_replaced(inputs):
         method.network.head.bias[0] = torch.nan
     terms = method.loss(whole(inputs))
     assert all(terms[name].isnan() for name in ("npair", "synthetic", "generator"))
-
-
-@pytest.mark.parametrize("synthesis", ["generated", "interpolated", "none"])
-def test_real_tuples_are_learned_and_synthetic_ones_harden(synthesis, inputs):
-    batch = whole(inputs)
-
-    @torch.no_grad()
-    def real_loss():
-        return losses.npair(method.eval().network(batch.images), batch.labels)
-
-    method = build(HDML, **SMALL, synthesis=synthesis)
-    before = real_loss()
-    go(method, inputs, recipe=Recipe(4, 4, EPOCHS, 3e-3, 3e-3, 1e-4))
-    assert real_loss() < 0.9 * before
-    assert len(method.history) == (0 if synthesis == "none" else 12)
-    if method.history:
-        _, _, kept, weight, *_ = zip(*method.history, strict=True)
-        assert kept[0] == weight[0] == 1
-        assert kept[-1] < kept[2] < 1 and max(weight[2:]) < 1
 
 
 def test_before_the_first_window_the_network_learns_plain_npair(inputs):

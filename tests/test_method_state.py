@@ -20,7 +20,7 @@ from dmlstudy.methods.discriminative_sampling import (
 )
 from dmlstudy.methods.ensembles import WHOLE, DivideAndConquer
 from dmlstudy.methods.pairs import FastAP
-from dmlstudy.samplers import match_clusters
+from dmlstudy.samplers import draw_log_probabilities, match_clusters
 from dmlstudy.training import Recipe, make_optimiser
 
 # --- density aware
@@ -82,12 +82,12 @@ def test_proposed_batches_are_p_by_k_and_as_many_as_the_protocols(sampler, k, in
 def test_classes_are_drawn_by_the_policys_probabilities():
     method, rng = build(DiscriminativeSampling), np.random.default_rng(0)
     method.centroids.copy_(torch.eye(CLASSES, 8))
-    drawn = np.array([method.propose(3, rng) for _ in range(800)])
+    drawn = np.array([method.propose(3, rng) for _ in range(300)])
     for place in (0, 2):  # without experience all alike
-        assert np.bincount(drawn[:, place]) / 800 == pytest.approx(1 / 6, abs=0.05)
+        assert np.bincount(drawn[:, place]) / 300 == pytest.approx(1 / 6, abs=0.05)
     torch.manual_seed(1)
     torch.nn.init.normal_(method.policy.layers[-1].weight, std=2)
-    drawn = np.array([method.propose(3, rng) for _ in range(2000)])
+    drawn = np.array([method.propose(3, rng) for _ in range(1200)])
     for anchor in (0, 3):
         ours = drawn[drawn[:, 0] == anchor]
         pi = method.logits(anchor).detach().softmax(0)
@@ -167,11 +167,8 @@ def test_rewards_are_capped_and_compared_with_their_running_mean(inputs):
     reward, before = raw.clamp(max=0.3), method.mean_reward.clone()
     assert before.item() == pytest.approx(math.log(2))
     anchor, *others = batch.labels[::4].tolist()
-    logits, log_pi = method.logits(anchor).clone(), []
-    for c in others:
-        log_pi.append(logits.log_softmax(0)[c])
-        logits = logits.masked_fill(torch.arange(CLASSES) == c, -torch.inf)
-    expected = -((reward - before) * torch.stack(log_pi)).mean()
+    log_pi = draw_log_probabilities(method.logits(anchor), torch.tensor(others))
+    expected = -((reward - before) * log_pi).mean()
     torch.testing.assert_close(method.loss(batch)["policy"], expected)
     method.after_step()
     torch.testing.assert_close(method.mean_reward, 0.8 * before + 0.2 * reward.mean().detach())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dmlstudy.errors import StudyError
 from dmlstudy.heads import branch_heads, embed_branches, equal_slices
@@ -58,35 +59,24 @@ def test_bad_cut_names_the_blocks(trained):
         convnet(trained=trained)
 
 
-def test_wrong_names_and_weights_say_how_to_mend(tmp_path):
-    with pytest.raises(StudyError, match="did you mean 'mobilenet_v2'"):
-        build_network("mobilenetv2", channels=3, embedding_size=4)
-    with pytest.raises(StudyError, match="did you mean 'max'"):
-        convnet(pool="maxx")
-    with pytest.raises(StudyError, match="no pretrained weights"):
-        convnet(weights="torchvision")
-    with pytest.raises(StudyError, match=r"a\.safetensors do not exist: .*DMLSTUDY_DATA"):
-        build_network(
+@pytest.mark.parametrize(
+    ("trunk", "options", "message"),
+    [
+        ("mobilenetv2", {}, "did you mean 'mobilenet_v2'"),
+        ("convnet", {"pool": "maxx"}, "did you mean 'max'"),
+        ("convnet", {"weights": "torchvision"}, "no pretrained weights"),
+        ("resnet18", {"weights": "b.safetensors"}, r"b\.safetensors do not exist: .*DMLSTUDY_DATA"),
+        (
             "resnet18",
-            channels=3,
-            embedding_size=4,
-            weights="a.safetensors",
-            weights_root=tmp_path,
-        )
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    from safetensors.torch import save_file
-
+            {"weights": "a.safetensors"},
+            r"do not fit ResNet: \d+ keys differ.*'other.weight'",
+        ),
+    ],
+)
+def test_wrong_names_and_weights_say_how_to_mend(trunk, options, message, tmp_path):
     save_file({"other.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(StudyError, match=r"do not fit ResNet: \d+ keys differ.*'other.weight'"):
-        build_network(
-            "resnet18",
-            channels=3,
-            embedding_size=4,
-            weights="a.safetensors",
-            weights_root=tmp_path,
-        )
+    with pytest.raises(StudyError, match=message):
+        build_network(trunk, channels=1, embedding_size=4, weights_root=tmp_path, **options)
 
 
 def test_grey_is_repeated_to_three_channels():
@@ -141,16 +131,8 @@ def test_tensorflow_padding_halves_rounding_up(size):
 def test_real_weights_load():
     if not (DATA / WEIGHTS).is_file():
         pytest.skip(f"no {WEIGHTS} under the data root")
-    net = build_network(
-        "mobilenet_v2",
-        channels=1,
-        embedding_size=4,
-        weights=WEIGHTS,
-        weights_root=DATA,
-        tf_padding=True,
-    ).eval()
-    from safetensors.torch import load_file
-
+    given = {"weights": WEIGHTS, "weights_root": DATA, "tf_padding": True}
+    net = build_network("mobilenet_v2", channels=1, embedding_size=4, **given).eval()
     stem = load_file(DATA / WEIGHTS)["features.0.0.weight"]
     assert torch.equal(net.trained[0][0][1].weight, stem)
     assert net(grey(1, 64)).isfinite().all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,8 @@ from dmlstudy.data.listing import VERSION, Listing, split, square
 from dmlstudy.data.store import cached_array, content_key
 
 PER_GLYPH = 20
-FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-)
+STYLES = "Sans Sans-Bold Sans-Oblique SansMono Serif Serif-Bold Serif-Italic"
+FONTS = tuple(f"DejaVu{style}" for style in STYLES.split())
 # Code points, first and last; characters that a font lacks are passed over.
 BLOCKS = {
     "Latin": (0x21, 0x7E),
@@ -36,24 +29,15 @@ GLYPHS = 240
 def load_digits(size: int, cache: Path | str | None = None) -> Benchmark:
     """1,797 handwritten digits, 8x8: classes 0-4 train, 5-9 test (UCI, scikit-learn's copy)."""
 
-    def fill(store: np.ndarray) -> None:
-        pixels, _ = _sklearn_digits()
-        store[:] = _resized(pixels, size)
-
-    names = [str(digit) for digit in range(10)]
-    listing = _listing("digits", "Handwritten digits 8x8", _digit_labels(cache), names)
-    key = content_key(VERSION, "digits", size)
-    shape = (len(listing.labels), size, size, 1)
-    store = cached_array("images-digits", key, shape, "uint8", fill, cache)
-    return split(listing, store, key, shareable=True)
-
-
-def _digit_labels(cache: Path | str | None) -> np.ndarray:
     # Importing scikit-learn takes seconds, so the labels are kept beside the images.
     def fill(labels: np.ndarray) -> None:
         labels[:] = _sklearn_digits()[1]
 
-    return np.array(cached_array("labels-digits", str(VERSION), (1797,), "int64", fill, cache))
+    labels = cached_array("labels-digits", str(VERSION), (1797,), "int64", fill, cache)
+    key = content_key(VERSION, "digits", size)
+    names = [str(digit) for digit in range(10)]
+    listing = _listing("digits", "Handwritten digits 8x8", np.array(labels), names)
+    return _benchmark(listing, lambda: _sklearn_digits()[0], size, key, cache)
 
 
 def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -70,16 +54,10 @@ def load_glyphs(size: int, cache: Path | str | None = None) -> Benchmark:
     choice = content_key(VERSION, "glyphs", FONTS, [*BLOCKS.values()], GLYPHS)
     chars = cached_array("characters-glyphs", choice, (GLYPHS,), "int64", _choose_characters, cache)
     key = content_key(choice, size, PER_GLYPH)
-
-    def fill(store: np.ndarray) -> None:
-        store[:] = _resized(_draw([chr(c) for c in chars]), size)
-
     names = [f"U+{c:04X} {chr(c)}" for c in chars]
     groups = [block for c in chars for block, (low, high) in BLOCKS.items() if low <= c <= high]
     listing = _listing("glyphs", "Unicode glyphs 32x32", labels, names, groups)
-    shape = (len(labels), size, size, 1)
-    store = cached_array("images-glyphs", key, shape, "uint8", fill, cache)
-    return split(listing, store, key, shareable=True)
+    return _benchmark(listing, lambda: _draw([chr(c) for c in chars]), size, key, cache)
 
 
 def _listing(
@@ -90,13 +68,23 @@ def _listing(
     return Listing(name, title, (), labels, roles, classes, 1, completeness, groups)
 
 
-def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [M, size, size, 1]."""
+def _benchmark(
+    listing: Listing,
+    draw: Callable[[], np.ndarray],
+    size: int,
+    key: str,
+    cache: Path | str | None,
+) -> Benchmark:
+    """The listed images, drawn as uint8 [M, H, H] on first use and stored at this size."""
     from PIL import Image
 
-    if pixels.shape[1] != size:
-        pixels = np.stack([np.asarray(square(Image.fromarray(p), size)) for p in pixels])
-    return pixels[..., None]
+    def fill(store: np.ndarray) -> None:
+        for slot, pixels in zip(store, draw(), strict=True):
+            slot[..., 0] = square(Image.fromarray(pixels), size)
+
+    shape = (len(listing.labels), size, size, 1)
+    store = cached_array(f"images-{listing.name}", key, shape, "uint8", fill, cache)
+    return split(listing, store, key, shareable=True)
 
 
 def _fonts(px: int) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -128,7 +129,8 @@ def cache_activations(
     Raises:
         StudyError: the disk is full.
     """
-    everything = Pixels(_whole_store(images), size, spec)
+    rows = np.arange(len(images.store))
+    everything = Pixels(replace(images, rows=rows, labels=np.zeros_like(rows)), size, spec)
     with torch.inference_mode():
         shape = lower(everything.test_inputs(torch.arange(1)).to(device)).shape[1:]
 
@@ -154,8 +156,3 @@ def _view(everything: Pixels, indices: Tensor, view: int, batch: int) -> Tensor:
         return plain.flip(3)
     generator = torch.Generator().manual_seed(1_000_003 * view + batch)
     return everything.augmented(indices, 1, generator)
-
-
-def _whole_store(images: ImageSet) -> ImageSet:
-    rows = np.arange(len(images.store))
-    return ImageSet(images.store, rows, np.zeros_like(rows), ("any",), images.key)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import struct
-import zipfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -20,15 +20,7 @@ from dmlstudy.errors import StudyError
 
 VERSION = 1  # of the decoding; raise it when stored pixels would change
 # What Pillow and zipfile raise on broken files, by the place where the bytes stop making sense.
-DECODING_ERRORS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+DECODING_ERRORS = OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, BadZipFile
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,10 @@ def to_benchmark(listing: Listing, size: int, cache: Path | str | None = None) -
     """
     # Files are known by class folder, name and size: a repaired download changes the size, copying
     # the data elsewhere does not change the key. Own images are also known by modification time.
-    identity: list[Any] = [(f.split("/")[-2:], _file_size(f)) for f in listing.files]
+    sizes = [0 if "::" in f else Path(f).stat().st_size for f in listing.files]
+    identity: list[Any] = [
+        (f.split("/")[-2:], n) for f, n in zip(listing.files, sizes, strict=True)
+    ]
     if listing.own:
         identity.append([Path(f).stat().st_mtime_ns for f in listing.files])
     key = content_key(VERSION, listing.name, size, listing.channels, listing.invert, identity)
@@ -136,38 +131,33 @@ class _Reader:
 
     def __init__(self, listing: Listing, size: int):
         self.listing, self.size = listing, size
-        self.archives: dict[str, zipfile.ZipFile] = {}
-        for archive in {f.partition("::")[0] for f in listing.files if "::" in f}:
-            self.archives[archive] = zipfile.ZipFile(archive)
+        archives = {f.partition("::")[0] for f in listing.files if "::" in f}
+        self.archives = {archive: ZipFile(archive) for archive in archives}
 
     def __call__(self, i: int) -> np.ndarray:
         from PIL import Image, ImageOps
 
-        file = self.listing.files[i]
+        listing, file = self.listing, self.listing.files[i]
+        archive, inside, member = file.partition("::")
         try:
-            with Image.open(self._open(file)) as opened:
+            source = io.BytesIO(self.archives[archive].read(member)) if inside else file
+            with Image.open(source) as opened:
                 if opened.mode[0] in "IF":  # Pillow would clip these to white
                     raise StudyError(
-                        f"The image {file} of {self.listing.name} has more than 8 bits per pixel: "
+                        f"The image {file} of {listing.name} has more than 8 bits per pixel: "
                         "convert it to 8 bits."
                     )
                 # Published results ignore the orientation tag, so official images are left as is.
-                upright = ImageOps.exif_transpose(opened) if self.listing.own else opened
-                image = square(
-                    upright.convert("L" if self.listing.channels == 1 else "RGB"), self.size
-                )
+                upright = ImageOps.exif_transpose(opened) if listing.own else opened
+                image = square(upright.convert("L" if listing.channels == 1 else "RGB"), self.size)
         except DECODING_ERRORS as error:
             raise StudyError(
-                f"Cannot read the image {file} of {self.listing.name} ({error}): extract or "
+                f"Cannot read the image {file} of {listing.name} ({error}): extract or "
                 "download it again."
             ) from error
-        if self.listing.invert:
+        if listing.invert:
             image = ImageOps.invert(image)
-        return np.asarray(image).reshape(self.size, self.size, self.listing.channels)
-
-    def _open(self, file: str) -> Any:
-        archive, inside, member = file.partition("::")
-        return io.BytesIO(self.archives[archive].read(member)) if inside else file
+        return np.asarray(image).reshape(self.size, self.size, listing.channels)
 
 
 def square(image: Any, size: int) -> Any:
@@ -177,11 +167,6 @@ def square(image: Any, size: int) -> Any:
     if image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-
-
-def _file_size(file: str) -> int:
-    archive, inside, _ = file.partition("::")
-    return 0 if inside else Path(archive).stat().st_size
 
 
 def check_files(name: str, files: Sequence[str], source: str) -> None:

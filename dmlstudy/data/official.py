@@ -92,11 +92,36 @@ def cars196(folder: Path) -> Images:
 
     The newer layout comes in two parts (`cars_train`, `cars_test`); one of them alone is read too.
     """
-    read = _cars_old if (folder / "cars_annos.mat").is_file() else _cars_new
-    files, ids, names = read(folder)
+    old = folder / "cars_annos.mat"
+    parts = [(old, folder, "relative_im_path")] if old.is_file() else _cars_parts(folder)
+    if not parts:
+        raise StudyError(
+            f"cars196: {folder} has neither cars_annos.mat with car_ims, nor cars_train or "
+            "cars_test with their annotations in devkit: extract the official archives there."
+        )
+    meta = old if old.is_file() else folder / "devkit" / "cars_meta.mat"
+    mats = {path: _mat(path) for path in {meta, *(part[0] for part in parts)}}
+    names = np.atleast_1d(mats[meta]["class_names"])
+    files: list[str] = []
+    ids: list[int] = []
+    for path, images, column in parts:
+        for row in np.atleast_1d(mats[path]["annotations"]):
+            files.append(str(images / getattr(row, column)))
+            ids.append(int(getattr(row, "class")) - 1)
     check_files("cars196", files, "the annotations")
     models = [f"{i + 1:03d} {names[i]}" for i in ids]
-    return files, models, np.where(ids < 98, "train", "query")
+    return files, models, np.where(np.array(ids) < 98, "train", "query")
+
+
+def _cars_parts(folder: Path) -> list[tuple[Path, Path, str]]:
+    """Annotations, folder of the images and column of their names, of each part that is there."""
+    lists = {"cars_train": "cars_train_annos.mat", "cars_test": "cars_test_annos_withlabels.mat"}
+    there = []
+    for part, name in lists.items():
+        paths = [path for path in (folder / "devkit" / name, folder / name) if path.is_file()]
+        if (folder / part).is_dir() and paths:
+            there.append((paths[0], folder / part, "fname"))
+    return there
 
 
 def make_of_car(model: str) -> str:
@@ -107,36 +132,6 @@ def make_of_car(model: str) -> str:
     """
     words = model.split()[1:]
     return " ".join(words[: 2 if " ".join(words[:2]) in MAKES_OF_TWO_WORDS else 1])
-
-
-def _cars_old(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
-    annotations = _mat(folder / "cars_annos.mat")
-    rows = np.atleast_1d(annotations["annotations"])
-    files = [str(folder / row.relative_im_path) for row in rows]
-    ids = np.array([int(getattr(row, "class")) - 1 for row in rows])
-    return files, ids, list(map(str, np.atleast_1d(annotations["class_names"])))
-
-
-def _cars_new(folder: Path) -> tuple[list[str], np.ndarray, list[str]]:
-    files: list[str] = []
-    ids: list[int] = []
-    for part, annotation in (
-        ("cars_train", "cars_train_annos.mat"),
-        ("cars_test", "cars_test_annos_withlabels.mat"),
-    ):
-        candidates = [folder / "devkit" / annotation, folder / annotation]
-        there = [path for path in candidates if path.is_file()]
-        if (folder / part).is_dir() and there:
-            for row in np.atleast_1d(_mat(there[0])["annotations"]):
-                files.append(str(folder / part / row.fname))
-                ids.append(int(getattr(row, "class")) - 1)
-    if not files:
-        raise StudyError(
-            f"cars196: {folder} has neither cars_annos.mat with car_ims, nor cars_train or "
-            "cars_test with their annotations in devkit: extract the official archives there."
-        )
-    names = np.atleast_1d(_mat(folder / "devkit" / "cars_meta.mat")["class_names"])
-    return files, np.array(ids), list(map(str, names))
 
 
 def sop(folder: Path) -> Images:

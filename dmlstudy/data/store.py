@@ -19,15 +19,7 @@ from dmlstudy.errors import StudyError
 from dmlstudy.project import cache_root
 
 # What the user can mend: no space, no permission, or a file where the cache folder should be.
-WRITE_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-}
+WRITE_ERRORS = "ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST"
 
 
 def content_key(*parts: Any) -> str:
@@ -62,7 +54,7 @@ def cached_array(
                 if not path.exists():  # another process may have filled it while we waited
                     _fill(path, shape, dtype, fill)
         except OSError as error:
-            if error.errno not in WRITE_ERRORS:
+            if errno.errorcode.get(error.errno or 0) not in WRITE_ERRORS:
                 raise
             raise StudyError(
                 f"Cannot write {need / 1e6:.1f} MB to {path.parent} ({error.strerror}): free some "

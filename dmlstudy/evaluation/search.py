@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.errors import StudyError
@@ -93,7 +94,9 @@ class Search:
 def walk(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
     """(positions [b], ranks) for blocks of queries, in the cheapest way that is exact."""
     if search.similarity is inner_product and _products_are_finite(search):
-        if search.alone and _few_positives(search):
+        # The positives of all queries have to fit in memory at once.
+        few = int(search.members.max()) <= SIDE and int(search.members.sum()) <= PAIRS
+        if search.alone and few:
             return _by_block_pairs(search)
         if len(search.gallery) > 4 * WIDTH:
             return _by_gallery_blocks(search)
@@ -129,11 +132,6 @@ def _products_are_finite(search: Search) -> bool:
     return max(longest) ** 2 < torch.finfo(search.query.dtype).max / 2
 
 
-def _few_positives(search: Search) -> bool:
-    """Whether the positives of all queries fit in memory at once."""
-    return int(search.members.max()) <= SIDE and int(search.members.sum()) <= PAIRS
-
-
 def _by_gallery_blocks(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
     """(positions [b], ranks) for a gallery that is too large for whole rows of similarities, or for memory.
 
@@ -166,11 +164,8 @@ def _by_gallery_blocks(search: Search) -> Iterator[tuple[Tensor, Ranks]]:
 
 def _padded(rows: Tensor) -> Tensor:
     """Rows [n, D] filled up to [WIDTH, D] with zeros: how a product is rounded may depend on its shape."""
-    if len(rows) == WIDTH:
-        return rows
-    block = rows.new_zeros(WIDTH, rows.shape[1])
-    block[: len(rows)] = rows
-    return block
+    missing = WIDTH - len(rows)
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _by_block_pairs(search: Search) -> Iterator[tuple[Tensor, Ranks]]:

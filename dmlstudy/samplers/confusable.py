@@ -24,16 +24,17 @@ def confusable_batches(
     Args:
         epoch: of `pk_batches`, [P*K] each.
         hard: confusable classes beside each anchor class.
-        signatures: asked for every batch, so that mining goes on-line with training.
+        signatures: of all classes, [C, D]; asked for every batch, so that mining goes on-line with training.
     """
     groups: dict[int, list[np.ndarray]] = defaultdict(list)
     for group in np.concatenate(epoch).reshape(len(epoch) * p, -1):
         groups[labels[group[0]]].append(group)
-    left = np.array([len(groups[c]) for c in range(labels.max() + 1)])
     for steps in range(len(epoch), 0, -1):
-        chosen = confusable_classes(left, steps, p, hard, signatures(), rng)
+        w = signatures()
+        # As many as there are signatures: of the last classes no image may be labelled.
+        left = np.array([len(groups[c]) for c in range(len(w))])
+        chosen = confusable_classes(left, steps, p, hard, w, rng)
         yield np.concatenate([groups[c].pop() for c in chosen])
-        left[chosen] -= 1
 
 
 def confusable_classes(
