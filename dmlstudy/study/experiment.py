@@ -33,7 +33,7 @@ from dmlstudy.evaluation import Evaluation, evaluate
 from dmlstudy.methods import EmbedAll, Method, TrainingSet, find_method
 from dmlstudy.networks import Network, build_network
 from dmlstudy.study.fingerprint import code_fingerprint
-from dmlstudy.study.params import Settings, settings, short_name
+from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
 from dmlstudy.training import Progress, train
 
 
@@ -208,9 +208,8 @@ class Experiment:
         return self._features
 
     def _checkpoint(self, method: str, hyper: dict[str, Any], track: Track, seed: int) -> Path:
-        presentation = ("seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
         everything = vars(self.protocol) | vars(track)
-        protocol = {k: v for k, v in everything.items() if k not in presentation}
+        protocol = {k: v for k, v in everything.items() if k not in PRESENTATION}
         key = content_key(
             code_fingerprint(method), torch.__version__, protocol, hyper, self.benchmark.checksum
         )

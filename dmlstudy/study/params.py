@@ -28,6 +28,8 @@ from dmlstudy.study.checks import TYPES, Schemas, Strict, different, mistyped, p
 from dmlstudy.training import Recipe
 
 PARAMS = PROJECT / "params"
+# Keys of the protocol that change no trained network.
+PRESENTATION = ("seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
 
 
 def _listed(value: Any) -> Any:
