@@ -60,7 +60,7 @@ class Experiment:
 
     Args:
         settings: checked parameters.
-        log: told a line per epoch and per seed.
+        log: receives one line per epoch.
     """
 
     def __init__(self, settings: Settings, log: Callable[[str], None] = print):

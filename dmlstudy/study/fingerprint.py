@@ -16,7 +16,7 @@ LIBRARY = PROJECT / "dmlstudy"
 COMMON = ("training", "networks", "data", "methods.base")
 # They list all methods, losses and samplers and decide nothing: a name counts where it was imported from.
 REGISTRIES = ("methods/__init__.py", "losses/__init__.py", "samplers/__init__.py")
-WHOLE = ""  # stands for all names of a file
+WHOLE = ""  # all names of a file
 
 
 def code_fingerprint(method: str) -> str:

@@ -66,7 +66,7 @@ class Record(Strict):
         seeds: one run each; every list of a metric has one value per seed.
         metrics: at the last epoch, on the test classes.
         baseline: the untrained trunk's metrics.
-        comparable: whether `metrics` may stand beside published numbers.
+        comparable: whether `metrics` may be compared with published numbers.
         completeness: how much of the official release was found.
         reported: the paper's own numbers on this data set, None when it has none.
         deviations: where the method departs from the protocol.

@@ -35,7 +35,7 @@ class Group:
 def summary_tables(records: Iterable[Record], reported: Reported) -> list[Table]:
     """The four tables: rows, order and columns of the source, one cell per reported value.
 
-    A run stands under the reported data set only if it is comparable; a partial copy of it and its
+    A run is shown under the reported data set only if it is comparable; a partial copy of it and its
     stand-ins get columns of their own, and only where there are such runs.
     """
     records = list(records)

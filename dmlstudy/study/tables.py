@@ -56,7 +56,7 @@ Cell = str | Part | tuple[Part, ...]
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """A table to look at and the numbers behind it.
+    """A table as people read it, and its numbers.
 
     Attributes:
         name: stem of its files.
@@ -199,12 +199,12 @@ def parts(cell: Cell) -> tuple[Part, ...]:
 
 
 def html_text(text: str) -> str:
-    """`text` as it stands: no tag, and no formula, which notebooks would see between two dollars."""
+    """`text` literally: no tag, and no formula, which notebooks read between two dollar signs."""
     return escape(text).replace("$", "<span>$</span>")
 
 
 def markdown_text(text: str) -> str:
-    r"""`text` as it stands: no tag, no formula, no emphasis, no new column.
+    r"""`text` literally: no tag, no formula, no emphasis, no new column.
 
     >>> print(markdown_text("a|b*c <b> $x$ multi_similarity [1.2, 3.4]"))
     a\|b\*c &lt;b&gt; \$x\$ multi_similarity [1.2, 3.4]
