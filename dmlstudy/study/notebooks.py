@@ -79,7 +79,7 @@ def _assigned(cell: str) -> set[str]:
         symbols = symtable.symtable(cell, "cell", "exec").get_symbols()
     except SyntaxError:  # a magic
         return set()
-    return {s.get_name() for s in symbols if s.is_assigned() and not s.is_imported()}
+    return {s.get_name() for s in symbols if s.is_assigned()}
 
 
 def clean(path: Path) -> None:
