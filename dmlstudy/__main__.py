@@ -90,7 +90,7 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
     settings(method, parameters)  # refuse mistakes before a kernel starts
     folder = PROJECT / reports / short_name(dataset)
     record, notebook = folder / f"{method}.json", folder / f"{method}.ipynb"
-    record.unlink(missing_ok=True)  # it must not vouch for a run that is not finished
+    record.unlink(missing_ok=True)  # a record means that the run was finished
     print(f"{method} on {dataset}: running", flush=True)
     started = time.monotonic()
     execute(source_notebook(method), notebook, parameters | {"record": str(record)})

@@ -107,9 +107,9 @@ def test_finished_runs_are_compared_on_the_seeds_that_their_controls_ran_on():
         completeness="",
         controls={"5 bins": {"R@1": [49.0, 51.0]}, "9 bins": {"R@1": [51.0]}},
     )
-    table = controls_table(recorded_controls([record]), records=[record], link="{}/{}".format)
+    table = controls_table(recorded_controls([record]), records=[record])
     assert table.texts[0][:2] == [["Glyphs"], ["FastAP!"]]
-    assert table.rows[0][1].link == "glyphs/fastap"
+    assert table.rows[0][1].link == "glyphs/fastap.ipynb"
     assert [row[6] for row in table.texts] == [["+1.0", "± 0.0, 2 seeds"], ["−1.0", "1 seed"]]
     assert table.data["difference"].tolist() == [1.0, -1.0]
     assert [row[7] for row in table.texts] == [["not distinguishable"]] * 2

@@ -68,6 +68,14 @@ def test_a_methods_own_file_the_loop_and_the_base_count(method):
 def test_imports_are_followed():
     assert {"losses/margin.py", "miners.py", "geometry.py"} <= names("divide_and_conquer")
     assert "losses/margin.py" not in names("soft_triple")
+    # Reached through `losses/__init__.py` and `samplers/__init__.py`.
+    through_lists = {
+        "losses/signal_to_noise.py",
+        "losses/rows.py",
+        "losses/triplet.py",
+        "samplers/pk.py",
+    }
+    assert through_lists <= names("snr")
 
 
 def test_only_code_changes_the_fingerprint(library):

@@ -47,8 +47,8 @@ def made_up(method, score, dataset="cub200_2010", comparable=False, **changes) -
     return Record(**{**content, **changes})
 
 
-def table_of(records, name, **options):
-    return next(t for t in summary_tables(records, REPORTED, **options) if t.name == name)
+def table_of(records, name):
+    return next(t for t in summary_tables(records, REPORTED) if t.name == name)
 
 
 def printed_tables():
@@ -229,7 +229,7 @@ def test_ranking_uses_the_untrained_record_when_there_is_one():
 
 def test_ranking_says_where_conditions_differ():
     records = [made_up("a", 50.0, params={"epochs": 1}), made_up("b", 50.0, params={"epochs": 2})]
-    notes = [note.en for note in ranking(records, "cub200_2010", protocol=["epochs"]).notes]
+    notes = [note.en for note in ranking(records, "cub200_2010").notes]
     assert "epochs — 1: a; 2: b." in notes
     assert not any(note.startswith("seeds") for note in notes)
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-import annotated_types
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dmlstudy.errors import StudyError, unknown
 
-UNIONS = (types.UnionType, typing.Union)
+Schemas = Mapping[str, Mapping[str, Any]]
+# What JSON schemas call the types of parameters, and what Python does.
+TYPES = {
+    "integer": "int",
+    "number": "float",
+    "boolean": "bool",
+    "string": "str",
+    "array": "list",
+    "null": "None",
+}
 
 
 class Strict(BaseModel):
@@ -54,23 +60,44 @@ def different(values: list[Any]) -> list[Any]:
     return values
 
 
-def mistyped(
-    error: ValidationError, given: Mapping[str, Any], kinds: Mapping[str, Any]
-) -> StudyError:
+def mistyped(error: ValidationError, given: Mapping[str, Any], schemas: Schemas) -> StudyError:
     """The first fault of a set of parameters: which one, what it must be and what it is.
 
     Args:
         given: the checked values by name.
-        kinds: the annotations by name.
+        schemas: JSON schemas by name.
     """
     name = str(error.errors()[0]["loc"][0])
-    value, kind = given[name], kinds[name]
-    if isinstance(value, str) and (known := choices(kind)):
-        return unknown(name, value, known)
-    wanted = described(kind)
+    value, schema = given[name], schemas[name]
+    if isinstance(value, str) and "enum" in schema:
+        return unknown(name, value, schema["enum"])
+    wanted = described(schema)
     as_text = isinstance(value, str) and "float" in wanted
     hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if as_text else ""
     return StudyError(f"Parameter {name} must be {wanted}, not {value!r:.60}{hint}.")
+
+
+def described(schema: Mapping[str, Any]) -> str:
+    """The JSON schema of a parameter in words.
+
+    >>> described({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "null"}]})
+    'float in (0, 1] or None'
+    """
+    if "anyOf" in schema:
+        return " or ".join(map(described, schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(map(repr, schema["enum"]))
+    if schema["type"] == "array":
+        return f"non-empty list of different {described(schema['items'])}"
+    kind = TYPES[schema["type"]]
+    low = schema.get("minimum", schema.get("exclusiveMinimum", -math.inf))
+    high = schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
+    if high == math.inf:
+        if low == -math.inf:
+            return "finite float" if kind == "float" else kind
+        return f"{kind} {'of at least' if 'minimum' in schema else 'above'} {low}"
+    left, right = "[" if "minimum" in schema else "(", "]" if "maximum" in schema else ")"
+    return f"{kind} in {left}{low}, {high}{right}"
 
 
 def broken(error: ValidationError) -> str:
@@ -89,57 +116,3 @@ def broken(error: ValidationError) -> str:
     message = faults[0]["msg"].removeprefix("Value error, ").partition(" after validation")[0]
     message = re.sub(r"^\w+ should", "must", message)
     return f"{where} {message}, not {faults[0]['input']!r:.60}"
-
-
-def base(kind: Any) -> Any:
-    """A type without its range."""
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
-
-
-def choices(kind: Any) -> list[str]:
-    """The texts that an annotation allows, if it names them one by one."""
-    kind = base(kind)
-    if typing.get_origin(kind) is typing.Literal:
-        return [entry for entry in typing.get_args(kind) if isinstance(entry, str)]
-    if typing.get_origin(kind) in UNIONS:
-        return [entry for inner in typing.get_args(kind) for entry in choices(inner)]
-    return []
-
-
-def described(kind: Any) -> str:
-    """An annotation in words.
-
-    >>> described(typing.Annotated[float, annotated_types.Gt(0), annotated_types.Le(1)] | None)
-    'float in (0, 1] or None'
-    """
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Annotated:
-        return _in_range(inner[0], inner[1:])
-    if origin is typing.Literal:
-        return " or ".join(map(repr, inner))
-    if origin in UNIONS:
-        return " or ".join(map(described, inner))
-    if origin is list:
-        return f"non-empty list of different {described(inner[0])}"
-    return {types.NoneType: "None", float: "finite float"}.get(kind) or str(kind.__name__)
-
-
-def _in_range(kind: Any, limits: tuple[Any, ...]) -> str:
-    low: Any = -math.inf
-    high: Any = math.inf
-    left, right = "(", ")"
-    for limit in limits:
-        match limit:
-            case annotated_types.Ge(ge=low):
-                left = "["
-            case annotated_types.Gt(gt=low):
-                left = "("
-            case annotated_types.Le(le=high):
-                right = "]"
-            case annotated_types.Lt(lt=high):
-                right = ")"
-    if low == -math.inf and high == math.inf:
-        return described(kind)
-    if high == math.inf:
-        return f"{described(kind)} {'of at least' if left == '[' else 'above'} {low}"
-    return f"{described(kind).removeprefix('finite ')} in {left}{low}, {high}{right}"

@@ -13,9 +13,9 @@ from dmlstudy.evaluation.uncertainty import t_interval
 from dmlstudy.methods import METHODS, find_method
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import Settings
-from dmlstudy.study.ranking import MIN_SEEDS, Link
+from dmlstudy.study.ranking import MIN_SEEDS
 from dmlstudy.study.results import Record
-from dmlstudy.study.tables import Cell, Note, Part, Table, change, number
+from dmlstudy.study.tables import Cell, Note, Part, Table, change, notebook_link, number
 
 DECIDED = "beats its control"
 METRICS = ("R@1", "MAP@R")
@@ -123,21 +123,20 @@ def controls_table(
     name: str = "controls",
     digits: int = 1,
     records: Iterable[Record] = (),
-    link: Link | None = None,
 ) -> Table:
     """Methods beside their controls, for terminals, reports, the summary and its files.
 
     Args:
         metrics: those that are shown.
         digits: after the decimal point.
-        records: where names of data sets and methods for people come from; others are written as they are.
-        link: (dataset, method) -> where the executed notebook is.
+        records: the runs that are compared; their titles are shown, and their notebooks linked.
     """
     chosen = [c for c in compared if c.metric in metrics]
     titles = {method: kind.title for method, kind in METHODS.items()}
+    records = list(records)
     for record in records:
         titles |= {record.dataset: record.dataset_title, record.method: record.title}
-    rows = [_row(c, titles, digits, link) for c in chosen]
+    rows = [_row(c, titles, digits, linked=bool(records)) for c in chosen]
     note = (
         "The difference is taken seed by seed, ± is its 95 % t interval over seeds; "
         f"fewer than {MIN_SEEDS} seeds never decide."
@@ -154,11 +153,12 @@ def controls_table(
     )
 
 
-def _row(c: Comparison, titles: Mapping[str, str], digits: int, link: Link | None) -> list[Cell]:
+def _row(c: Comparison, titles: Mapping[str, str], digits: int, linked: bool) -> list[Cell]:
     width = f"± {number(c.half_width, digits)}, {c.seeds} seeds" if c.seeds > 1 else "1 seed"
+    link = notebook_link(c.dataset, c.method) if linked else None
     return [
         titles.get(c.dataset, c.dataset) + ("" if c.fold is None else f", fold {c.fold}"),
-        Part(titles.get(c.method, c.method), "", link and link(c.dataset, c.method)),
+        Part(titles.get(c.method, c.method), "", link),
         c.control,
         c.metric,
         Part(number(c.with_idea, digits), "ours"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +32,8 @@ from dmlstudy.evaluation import Evaluation, evaluate
 from dmlstudy.methods import EmbedAll, Method, TrainingSet, find_method
 from dmlstudy.networks import Network, build_network
 from dmlstudy.study.fingerprint import code_fingerprint
-from dmlstudy.study.params import Settings, settings, short_name
+from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
+from dmlstudy.study.whole_file import whole_file
 from dmlstudy.training import Progress, train
 
 
@@ -60,7 +60,7 @@ class Experiment:
 
     Args:
         settings: checked parameters.
-        log: told a line per epoch and per seed.
+        log: receives one line per epoch.
     """
 
     def __init__(self, settings: Settings, log: Callable[[str], None] = print):
@@ -122,7 +122,9 @@ class Experiment:
 
         def after_epoch(progress: Progress) -> None:
             self._log_epoch(seed, progress.history[-1])
-            _save_checkpoint(progress, path)
+            remedy = "free some space or set DMLSTUDY_CACHE to another folder"
+            with whole_file(path, remedy) as partial:
+                torch.save(progress, partial)
 
         progress = train(
             built,
@@ -208,32 +210,13 @@ class Experiment:
         return self._features
 
     def _checkpoint(self, method: str, hyper: dict[str, Any], track: Track, seed: int) -> Path:
-        presentation = ("seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
         everything = vars(self.protocol) | vars(track)
-        protocol = {k: v for k, v in everything.items() if k not in presentation}
+        protocol = {k: v for k, v in everything.items() if k not in PRESENTATION}
         key = content_key(
             code_fingerprint(method), torch.__version__, protocol, hyper, self.benchmark.checksum
         )
-        return (
-            cache_root()
-            / "runs"
-            / f"{short_name(self.benchmark.name)}-{method}-{key}-seed{seed}.pt"
-        )
-
-
-def _save_checkpoint(progress: Progress, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        torch.save(progress, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise StudyError(
-            f"Cannot write the checkpoint {path} ({error}): free some space or set DMLSTUDY_CACHE to another "
-            "folder; the last complete checkpoint is kept."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+        name = f"{short_name(self.benchmark.name)}-{method}-{key}-seed{seed}.pt"
+        return cache_root() / "runs" / name
 
 
 def _weights_key(lower: torch.nn.Module) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import symtable
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ LIBRARY = PROJECT / "dmlstudy"
 COMMON = ("training", "networks", "data", "methods.base")
 # They list all methods, losses and samplers and decide nothing: a name counts where it was imported from.
 REGISTRIES = ("methods/__init__.py", "losses/__init__.py", "samplers/__init__.py")
-WHOLE = ""  # stands for all names of a file
+WHOLE = ""  # all names of a file
 
 
 def code_fingerprint(method: str) -> str:
@@ -80,33 +81,22 @@ def _only(line: ast.stmt, names: set[str]) -> ast.stmt:
     return ast.ImportFrom(line.module, aliases, line.level)
 
 
+@cache
 def _bound(line: ast.stmt) -> set[str]:
     """Names that a statement at the top of a file binds."""
-    if isinstance(line, (ast.FunctionDef, ast.ClassDef)):
-        return {line.name}
-    if isinstance(line, (ast.Import, ast.ImportFrom)):
-        return {alias.asname or alias.name.partition(".")[0] for alias in line.names}
-    if isinstance(line, (ast.Assign, ast.AnnAssign)):
-        targets = line.targets if isinstance(line, ast.Assign) else [line.target]
-        nodes = [node for target in targets for node in ast.walk(target)]
-        return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return set()
+    symbols = symtable.symtable(ast.unparse(line), "statement", "exec").get_symbols()
+    return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
 
 
 def _imported(lines: list[ast.stmt]) -> Iterator[tuple[Path, str]]:
     """Files of the library, and names in them, that statements import, at the top or inside functions."""
     nodes = [node for line in lines for node in ast.walk(line)]
+    used = [(ast.unparse(n.value), n.attr) for n in nodes if isinstance(n, ast.Attribute)]
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmlstudy"):
             for alias in node.names:
                 local = alias.asname or alias.name
-                attributes = {
-                    n.attr
-                    for n in nodes
-                    if isinstance(n, ast.Attribute)
-                    and isinstance(n.value, ast.Name)
-                    and n.value.id == local
-                }
+                attributes = {attribute for name, attribute in used if name == local}
                 yield from _origin(str(node.module), alias.name, attributes)
 
 
@@ -142,11 +132,7 @@ def _file(module: str) -> Path:
 def _body(file: Path) -> list[ast.stmt]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            body[0].value.value = ""
+        match getattr(node, "body", None):
+            case [ast.Expr(ast.Constant() as docstring), *_]:
+                docstring.value = ""
     return tree.body
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

@@ -1,4 +1,4 @@
-"""The face of an experiment inside a notebook: each part of a report is one call."""
+"""The report of an experiment inside a notebook: each part is one call."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ class Report:
         self.settings, self.protocol = experiment.settings, experiment.protocol
         self.benchmark = experiment.benchmark
         self.method = find_method(self.settings.method)
+        self.first = f"R@{min(self.protocol.ks)}"
         self.runs: list[Run] = []
         self.baselines: list[Run] = []
         self.control_runs: dict[str, list[Run]] = {}
@@ -73,11 +74,12 @@ class Report:
         """Data, completeness and provenance."""
         b = self.benchmark
         source = provenance(self.settings.method, b, self.protocol.device)
+        labels = self.experiment.realised_track.get("labels", {})
         rows = {
             "data set": f"{b.title}: {len(b.train):,} training images of {len(b.train.classes):,} classes, "
             f"{len(b.query):,} test queries of {len(b.query.classes):,} other classes",
             "completeness": b.completeness,
-            **_track_row(self.experiment.realised_track),
+            "training labels": ", ".join(f"{100 * v:.1f} % {name}" for name, v in labels.items()),
             "comparable with the papers": "yes" if b.comparable else "no",
             "seeds": ", ".join(map(str, self.protocol.seeds)),
             "paper": citation(self.method),
@@ -88,24 +90,23 @@ class Report:
             "data checksum": source["data"],
             "device": source["device"],
         }
-        return Table("conditions", ["", "value"], list(rows.items()))
+        return Table("conditions", ["", "value"], [row for row in rows.items() if row[1]])
 
     def train(self) -> None:
         """Train and test every seed, the untrained trunk beside it, and the method's controls."""
-        with_self = self.settings.method != "untrained"
-        for seed in self.protocol.seeds:
+        self.runs, self.baselines, self.control_runs = [], [], {}
+        seeds, run = self.protocol.seeds, self.experiment.run
+        for seed in seeds:
             self.baselines.append(self._baseline(seed))
-            self.runs.append(self.experiment.run(seed) if with_self else self.baselines[-1])
-            r1, start = (
-                run.evaluation.metrics[self._first] for run in (self.runs[-1], self.baselines[-1])
-            )
-            print(f"seed {seed}  {self._first} {r1:.2f}  (untrained trunk {start:.2f})")
-        for name, overrides in self.method.controls.items() if self.protocol.control_seeds else ():
+            trained = self.settings.method != "untrained"
+            self.runs.append(run(seed) if trained else self.baselines[-1])
+            pair = self.runs[-1], self.baselines[-1]
+            here, start = (one.evaluation.metrics[self.first] for one in pair)
+            print(f"seed {seed}  {self.first} {here:.2f}  (untrained trunk {start:.2f})")
+        controlled = seeds[: self.protocol.control_seeds]
+        for name, overrides in self.method.controls.items() if controlled else ():
             print(f"control: {name}")
-            self.control_runs[name] = [
-                self.experiment.run(seed, overrides)
-                for seed in self.protocol.seeds[: self.protocol.control_seeds]
-            ]
+            self.control_runs[name] = [run(seed, overrides) for seed in controlled]
 
     def _baseline(self, seed: int) -> Run:
         # Pretrained weights and a PCA head start the same whatever the seed.
@@ -121,8 +122,8 @@ class Report:
         """Every metric: reported by the paper, here (mean ± 95 % interval over seeds), untrained trunk."""
         reported = self._reported() or {}
         rows: list[list[Cell]] = []
-        baselines = self._scores(self.baselines)
-        for name, here in self._scores(self.runs).items():
+        baselines = _scores(self.baselines)
+        for name, here in _scores(self.runs).items():
             start = baselines[name]
             paper = Part(f"{reported[name]:g}" if name in reported else DASH, "paper")
             delta = float(np.mean(here) - np.mean(start))
@@ -132,7 +133,7 @@ class Report:
         gap = max(run.evaluation.tie_gap for run in self.runs)
         left_out = self.runs[0].evaluation.retrieval.excluded
         note = (
-            f"R@K is the hit rate in percent. Exact ties move {self._first} by at most "
+            f"R@K is the hit rate in percent. Exact ties move {self.first} by at most "
             f"{number(gap, 2)} points; {left_out} queries without a positive are left out."
         )
         heads = ["metric", "论文 reported", "本研究 here", "未训练 untrained trunk", "Δ"]
@@ -173,16 +174,16 @@ class Report:
         scored = np.flatnonzero(~np.isnan(here))
         worst = scored[np.argsort(here[scored], kind="stable")][:count]
         rows = [(names[c], number(here[c], 2), number(start[c], 2)) for c in worst]
-        return Table("worst_classes", ["class", f"{self._first} here", "untrained trunk"], rows)
+        return Table("worst_classes", ["class", f"{self.first} here", "untrained trunk"], rows)
 
     def controls(self) -> Table | Markdown:
         """The method beside its controls, on the same seeds."""
         if not self.control_runs:
             return Markdown("*No control was run: this row has none, or `control_seeds` is 0.*")
         place = self.protocol.dataset, self.protocol.fold, self.settings.method
-        controls = {name: self._scores(runs) for name, runs in self.control_runs.items()}
-        compared = comparisons(*place, self._scores(self.runs), controls)
-        metrics = self._first, "R-precision", "MAP@R", "NMI"
+        controls = {name: _scores(runs) for name, runs in self.control_runs.items()}
+        compared = comparisons(*place, _scores(self.runs), controls)
+        metrics = self.first, "R-precision", "MAP@R", "NMI"
         return controls_table(compared, metrics, digits=2)
 
     def parameters(self) -> Table:
@@ -210,16 +211,16 @@ class Report:
             dataset=short_name(b.name),
             dataset_title=b.title,
             seeds=list(self.protocol.seeds),
-            metrics=self._scores(self.runs),
-            baseline=self._scores(self.baselines),
+            metrics=_scores(self.runs),
+            baseline=_scores(self.baselines),
             comparable=b.comparable,
             completeness=b.completeness,
             reported=self._reported(),
             deviations=deviations(self.runs[0].method),
-            controls={title: self._scores(runs) for title, runs in self.control_runs.items()},
+            controls={title: _scores(runs) for title, runs in self.control_runs.items()},
             per_class={
-                "classes": [c for c, there in zip(b.query.classes, classes, strict=True) if there],
-                "queries": [int(n) for n in self._queries_per_class()[classes]],
+                "classes": np.array(b.query.classes)[classes].tolist(),
+                "queries": self._queries_per_class()[classes].tolist(),
                 "R@1": np.round(self._per_class(self.runs)[:, classes], 4).tolist(),
                 "baseline R@1": np.round(self._per_class(self.baselines)[:, classes], 4).tolist(),
             },
@@ -228,31 +229,23 @@ class Report:
             provenance=provenance(self.settings.method, b, self.protocol.device) | track,
         )
 
-    @property
-    def _first(self) -> str:
-        return f"R@{min(self.protocol.ks)}"
-
     def _reported(self) -> dict[str, float] | None:
         reported = load_reported(PARAMS / "reported.yaml")
         return reported.numbers(self.benchmark.name, self.settings.method)
 
     def _verdict_text(self) -> str:
-        here, start = (self._scores(runs)[self._first] for runs in (self.runs, self.baselines))
+        here, start = (_scores(runs)[self.first] for runs in (self.runs, self.baselines))
         delta = np.mean(here) - np.mean(start)
         better = "better than" if delta > 0 else "worse than" if delta < 0 else "the same as"
         chinese = "高" if delta >= 0 else "低"
         title = markdown_text(self.benchmark.title)
         return (
-            f"**{self._first} {_mean(here)}** on {title}, {abs(delta):.2f} points {better} the "
+            f"**{self.first} {_mean(here)}** on {title}, {abs(delta):.2f} points {better} the "
             f"untrained trunk ({_mean(start)}); {len(here)} seeds, last epoch, test classes read "
-            f"once.\n\n**{self._first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）"
+            f"once.\n\n**{self.first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）"
             f"{chinese} {abs(delta):.2f} 个百分点；"
             f"{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
         )
-
-    def _scores(self, runs: list[Run]) -> dict[str, list[float]]:
-        metrics = runs[0].evaluation.metrics
-        return {name: [run.evaluation.metrics[name] for run in runs] for name in metrics}
 
     def _queries_per_class(self) -> np.ndarray:
         labels = self.runs[0].evaluation.retrieval.labels.numpy()
@@ -297,8 +290,7 @@ def _mean(values: Sequence[float]) -> str:
     return interval(*t_interval(values), digits=2)
 
 
-def _track_row(track: dict[str, dict[str, float]]) -> dict[str, str]:
-    shares = {
-        name: f"{100 * share:.1f} % {name}" for name, share in track.get("labels", {}).items()
-    }
-    return {"training labels": ", ".join(shares.values())} if track else {}
+def _scores(runs: list[Run]) -> dict[str, list[float]]:
+    """One value per run of every metric."""
+    metrics = runs[0].evaluation.metrics
+    return {name: [run.evaluation.metrics[name] for run in runs] for name in metrics}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
+import symtable
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from urllib.parse import quote
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import find_method
 from dmlstudy.project import PROJECT
+from dmlstudy.study.whole_file import whole_file
 
 NOTEBOOKS = PROJECT / "notebooks"
 # For the C library of Linux: keep freed buffers. By default every large one goes back to the system, and to get it
@@ -75,16 +76,10 @@ def assigned_parameters(cells: Sequence[str], known: Collection[str]) -> set[str
 
 def _assigned(cell: str) -> set[str]:
     try:
-        body = ast.parse(cell).body
-    except SyntaxError:
+        symbols = symtable.symtable(cell, "cell", "exec").get_symbols()
+    except SyntaxError:  # a magic
         return set()
-    targets = [
-        target
-        for line in body
-        if isinstance(line, (ast.Assign, ast.AnnAssign))
-        for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
-    ]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+    return {s.get_name() for s in symbols if s.is_assigned()}
 
 
 def clean(path: Path) -> None:
@@ -101,12 +96,10 @@ def clean(path: Path) -> None:
             # The record's path says where this copy was made, not what was run.
             cell.source = re.sub(r"^record = .*\n?", "", cell.source, flags=re.MULTILINE)
         cell.id = cell.get("id") or f"cell-{number}"
-        cell.outputs = _joined(cell.outputs) if cell.cell_type == "code" else None
-        if cell.cell_type != "code":
-            del cell["outputs"]
-    partial = path.with_suffix(".partial")
-    nbformat.write(notebook, partial)
-    partial.replace(path)
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
+    with whole_file(path, "make room, then run again") as partial:
+        nbformat.write(notebook, partial)
 
 
 def _joined(outputs: list[Any]) -> list[Any]:

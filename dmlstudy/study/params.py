@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Len
@@ -23,10 +24,12 @@ from dmlstudy.errors import StudyError, unknown
 from dmlstudy.methods import find_method, hyperparameters
 from dmlstudy.project import PROJECT
 from dmlstudy.ranges import Fold, Momentum, Neighbours, Pixels, PositiveShare, Rate, Seed, Share
-from dmlstudy.study.checks import UNIONS, Strict, base, different, mistyped, plain_value
+from dmlstudy.study.checks import TYPES, Schemas, Strict, different, mistyped, plain_value
 from dmlstudy.training import Recipe
 
 PARAMS = PROJECT / "params"
+# Keys of the protocol that change no trained network.
+PRESENTATION = ("seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
 
 
 def _listed(value: Any) -> Any:
@@ -146,31 +149,31 @@ def settings(method: str, given: dict[str, Any]) -> Settings:
     Raises:
         StudyError: unknown method, unknown parameter (the nearest name is suggested), wrong type or range.
     """
-    own = _own_model(method)
-    kinds = {
-        name: field.rebuild_annotation()
-        for name, field in (Protocol.model_fields | own.model_fields).items()
-    }
+    known = {**Protocol.model_fields, **(own := _own_model(method)).model_fields}
     for name in given:
-        if name not in kinds:
-            raise unknown("parameter", name, kinds)
+        if name not in known:
+            raise unknown("parameter", name, known)
     plain = {name: plain_value(name, value) for name, value in given.items()}
+    hyper = {name: plain.pop(name) for name in own.model_fields if name in plain}
     try:
-        protocol, hyper = (
-            model(**{name: value for name, value in plain.items() if name in model.model_fields})
-            for model in (Protocol, own)
-        )
+        return Settings(method, Protocol(**plain), dict(own(**hyper)))
     except ValidationError as error:
-        raise mistyped(error, plain, kinds) from None
-    assert isinstance(protocol, Protocol)
-    return Settings(method, protocol, dict(hyper))
+        raise mistyped(error, plain | hyper, _schemas(method)) from None
 
 
 def _own_model(method: str) -> type[Strict]:
     """A model of a method's hyperparameters, with the ranges of their annotations."""
-    own = hyperparameters(find_method(method))
-    entries: dict[str, Any] = {name: (h.annotation, h.default) for name, h in own.items()}
+    entries: dict[str, Any] = {
+        name: (own.annotation, Field(own.default, description=own.comment))
+        for name, own in hyperparameters(find_method(method)).items()
+    }
     return create_model(method, __base__=Strict, **entries)
+
+
+def _schemas(method: str) -> Schemas:
+    """JSON schemas of a method's parameters by name, the protocol's first."""
+    models = Protocol, _own_model(method)
+    return {k: v for model in models for k, v in model.model_json_schema()["properties"].items()}
 
 
 def short_name(dataset: str) -> str:
@@ -232,20 +235,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parameters_cell(method: str) -> str:
     """Source of the notebook's `parameters` cell: every parameter, its default, a one-line comment."""
-    own = hyperparameters(find_method(method))
-    lines = [
-        _assignment(name, field.annotation, field.default, field.description or "")
-        for name, field in Protocol.model_fields.items()
-    ]
-    lines += [_assignment(name, h.annotation, h.default, h.comment) for name, h in own.items()]
-    return "\n".join(lines)
+    return "\n".join(_assignment(*entry) for entry in _schemas(method).items())
 
 
-def _assignment(name: str, kind: Any, default: Any, comment: str) -> str:
-    kind = base(kind)
-    plain = type(default) if get_origin(kind) is Literal else get_origin(kind) or kind
+def _assignment(name: str, schema: Mapping[str, Any]) -> str:
     # Papermill does not understand unions in annotations, so "or None" goes into the comment.
-    hint = "" if plain in UNIONS else f": {plain.__name__}"
+    hint = f": {TYPES[schema['type']]}" if "type" in schema else ""
+    default = schema["default"]
     # Strings in double quotes, as the formatter would have them.
     value = json.dumps(default, ensure_ascii=False) if isinstance(default, str) else repr(default)
-    return f"{name}{hint} = {value}  # {comment}"
+    return f"{name}{hint} = {value}  # {schema['description']}"

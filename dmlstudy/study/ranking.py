@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from math import nan
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import Interval, class_bootstrap, t_interval
+from dmlstudy.study.params import PRESENTATION, Protocol
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import (
     DASH,
@@ -25,19 +26,16 @@ from dmlstudy.study.tables import (
 )
 
 UNTRAINED = "untrained"
-BELOW = "where every row starts"
 MIN_SEEDS = 6  # under this many, intervals only
+METRIC, *OTHERS = "R@1", "MAP@R", "NMI"
 
-Link = Callable[[str, str], str]
 
+class Estimate(NamedTuple):
+    """Mean over seeds and half width of its 95 % t interval, NaN for a single seed; all empty without a value."""
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds; `half_width` of its 95 % interval is None for a single seed."""
-
-    mean: float
-    half_width: float | None
-    seeds: int
+    mean: float = nan
+    half_width: float = nan
+    seeds: int | None = None
 
     def __str__(self) -> str:
         return interval(self.mean, self.half_width) + (" (one seed)" if self.seeds == 1 else "")
@@ -45,15 +43,14 @@ class Estimate:
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95 % t interval over seeds."""
-    mean, half_width = t_interval(values)
-    return Estimate(mean, half_width if len(values) > 1 else None, len(values))
+    return Estimate(*t_interval(values), len(values)) if values else Estimate()
 
 
-def improvement(record: Record, metric: str) -> float | None:
-    """Mean over seeds less the untrained trunk's; None when either lacks the metric."""
-    if metric not in record.metrics or metric not in record.baseline:
-        return None
-    return float(np.mean(record.metrics[metric]) - np.mean(record.baseline[metric]))
+def improvement(record: Record, metric: str) -> float:
+    """Mean over seeds less the untrained trunk's; NaN when either lacks the metric."""
+    scores = record.metrics, record.baseline
+    here, start = (estimate(values.get(metric, ())).mean for values in scores)
+    return here - start
 
 
 def untrained(record: Record) -> Record:
@@ -67,104 +64,68 @@ def untrained(record: Record) -> Record:
     return record.model_copy(update=own)
 
 
-def class_interval(record: Record, other: Record, metric: str) -> Interval | None:
-    """Paired interval of the difference, None where the test classes are not the same."""
+def class_interval(record: Record, other: Record) -> Interval:
+    """Paired interval of the difference in R@1, NaN where the test classes are not the same."""
     mine, theirs = record.per_class, other.per_class
     alike = all(mine.get(key) == theirs.get(key) for key in ("classes", "queries"))
-    if not alike or metric not in mine or metric not in theirs:
-        return None
-    here, there = (np.mean(np.asarray(rows[metric], float), axis=0) for rows in (mine, theirs))
+    if not alike or METRIC not in mine or METRIC not in theirs:
+        return nan, nan
+    here, there = (np.mean(np.asarray(rows[METRIC], float), axis=0) for rows in (mine, theirs))
     return class_bootstrap(here - there, np.asarray(mine["queries"], float))
 
 
-def ranking(
-    records: Iterable[Record],
-    dataset: str,
-    metric: str = "R@1",
-    *,
-    protocol: Iterable[str] = (),
-    link: Link = notebook_link,
-) -> Table:
-    """The equal-conditions ranking on one data set, best first, the untrained trunk among the rows.
-
-    Args:
-        protocol: names of parameters that equal conditions require to agree; where they do not, a
-            note beneath the table says so.
-    """
+def ranking(records: Iterable[Record], dataset: str) -> Table:
+    """The equal-conditions ranking on one data set by R@1, best first, the untrained trunk among the rows."""
     here = sorted((r for r in records if r.dataset == dataset), key=lambda r: r.method)
     starts = [r for r in here if r.method == UNTRAINED]
     added = [untrained(r) for r in here[:1] if not starts]
-    entries = sorted([*here, *added], key=lambda r: -np.mean(r.metrics.get(metric, -np.inf)))
-    others = [other for other in ("R@1", "MAP@R", "NMI") if other != metric]
-    lines = [
-        _ranked(rank, entry, entries[0], [metric, *others], None if entry in added else link)
-        for rank, entry in enumerate(entries, start=1)
-    ]
-    columns = ["", "method", metric, "Δ untrained trunk", *others, "not distinguishable from best"]
+    entries = sorted([*here, *added], key=lambda r: -np.mean(r.metrics.get(METRIC, -np.inf)))
+    lines = [_ranked(i, r, entries[0], r not in added) for i, r in enumerate(entries, start=1)]
+    columns = ["", "method", METRIC, "Δ untrained trunk", *OTHERS, "not distinguishable from best"]
     return Table(
-        name=f"ranking_{dataset}" + ("" if metric == "R@1" else f"_{metric.replace('@', '')}"),
-        title=f"Equal conditions: {here[0].dataset_title if here else dataset}, {metric} (%)",
+        name=f"ranking_{dataset}",
+        title=f"Equal conditions: {here[0].dataset_title if here else dataset}, {METRIC} (%)",
         columns=[*columns, "deviates from the protocol in"],
         rows=[cells for cells, _ in lines],
         data=pd.DataFrame([numbers for _, numbers in lines]),
-        notes=_ranking_notes(here, dataset, metric, tuple(protocol)),
+        notes=_notes(here) if here else [Note(f"No finished run on {dataset} yet.")],
     )
 
 
 def _ranked(
-    rank: int, record: Record, best: Record, metrics: list[str], link: Link | None
+    rank: int, record: Record, best: Record, executed: bool
 ) -> tuple[list[Cell], dict[str, Any]]:
-    """The cells of a row, and the same as numbers."""
-    trunk, (metric, *others) = record.method == UNTRAINED, metrics
-    at = link and link(record.dataset, record.method)
-    shown = {name: estimate(record.metrics[name]) for name in metrics if name in record.metrics}
-    main = shown.get(metric)
-    delta = None if trunk else improvement(record, metric)
-    limits = None if trunk else class_interval(record, untrained(record), metric)
-    alike = "best" if record is best else _contains_zero(class_interval(record, best, metric))
-    start = Part("Untrained trunk", "" if at else "muted", at), Part(BELOW, "muted")
+    """The cells of a row, and the same as numbers; `executed`: a notebook of its own shows it."""
+    trunk = record.method == UNTRAINED
+    here, *others = (estimate(record.metrics.get(name, ())) for name in (METRIC, *OTHERS))
+    delta = nan if trunk else improvement(record, METRIC)
+    low, high = (nan, nan) if trunk else class_interval(record, untrained(record))
+    alike = "best" if record is best else _contains_zero(*class_interval(record, best))
+    link = notebook_link(record.dataset, record.method) if executed else None
+    start = Part("Untrained trunk", "" if link else "muted", link)
+    limits = () if np.isnan(low) else (Part(f"[{signed(low)}, {signed(high)}]", "muted"),)
     cells: list[Cell] = [
         str(rank),
-        start if trunk else Part(record.title, "", at),
-        Part(str(main or DASH), "ours" if main and not trunk else ""),
-        _delta_cell(delta, limits),
-        *(str(shown.get(name, DASH)) for name in others),
+        (start, Part("where every row starts", "muted")) if trunk else Part(record.title, "", link),
+        Part(str(here), "" if trunk else "ours"),
+        DASH if trunk else (change(delta), *limits),
+        *map(str, others),
         alike,
         DASH if trunk else "; ".join(record.deviations) or "nothing",
     ]
-    return cells, {
-        "rank": rank,
-        "method": record.method,
-        "mean": main and main.mean,
-        "half_width": main and main.half_width,
-        "seeds": main and main.seeds,
-        "delta_untrained": delta,
-        "delta_low": limits and limits[0],
-        "delta_high": limits and limits[1],
-        **{name: shown[name].mean if name in shown else None for name in others},
-        "not_distinguishable_from_best": alike,
-        "notebook": at,
-    }
+    numbers = {"rank": rank, "method": record.method, **here._asdict()}
+    numbers |= {"delta_untrained": delta, "delta_low": low, "delta_high": high}
+    numbers |= {name: other.mean for name, other in zip(OTHERS, others, strict=True)}
+    return cells, numbers | {"not_distinguishable_from_best": alike, "notebook": link}
 
 
-def _contains_zero(limits: Interval | None) -> str:
-    if limits is None:
+def _contains_zero(low: float, high: float) -> str:
+    if np.isnan(low):
         return DASH
-    return "yes" if limits[0] <= 0 <= limits[1] else "no"
+    return "yes" if low <= 0 <= high else "no"
 
 
-def _delta_cell(delta: float | None, limits: Interval | None) -> Cell:
-    if delta is None or limits is None:
-        return DASH if delta is None else change(delta)
-    low, high = map(signed, limits)
-    return change(delta), Part(f"[{low}, {high}]", "muted")
-
-
-def _ranking_notes(
-    records: list[Record], dataset: str, metric: str, protocol: tuple[str, ...]
-) -> list[Note]:
-    if not records:
-        return [Note(f"No finished run on {dataset} yet.")]
+def _notes(records: list[Record]) -> list[Note]:
     notes = [Note(text) for text in dict.fromkeys(r.completeness for r in records) if text]
     notes.append(Note("± is the 95 % t interval over seeds: training noise only."))
     notes.append(
@@ -175,26 +136,25 @@ def _ranking_notes(
     )
     if min(len(r.seeds) for r in records) < MIN_SEEDS:
         notes.append(Note(f"Fewer than {MIN_SEEDS} seeds: intervals only, no significance claims."))
-    return notes + _unequal_conditions(records, metric, protocol)
+    return notes + _unequal_conditions(records)
 
 
-def _unequal_conditions(
-    records: list[Record], metric: str, protocol: tuple[str, ...]
-) -> list[Note]:
+def _unequal_conditions(records: list[Record]) -> list[Note]:
     """A note for each condition that should be the same for all rows and is not."""
-    trunk = f"the untrained trunk's {metric}"
-    conditions = {record.method: {"seeds": str(record.seeds)} for record in records}
-    for record in records:
-        baseline = record.baseline.get(metric)
-        at = conditions[record.method]
-        at[trunk] = DASH if baseline is None else number(float(np.mean(baseline)))
-        at |= {name: str(record.params.get(name, DASH)) for name in protocol}
+    protocol = {k: v for k, v in Protocol().model_dump().items() if k not in PRESENTATION}
+    conditions = pd.DataFrame(
+        {
+            "seeds": str(r.seeds),
+            f"the untrained trunk's {METRIC}": number(estimate(r.baseline.get(METRIC, ())).mean),
+            **{name: str(r.params.get(name, default)) for name, default in protocol.items()},
+        }
+        for r in records
+    )
+    methods = pd.Series([r.method for r in records])
     notes = []
-    for name in ("seeds", trunk, *protocol):
-        methods: dict[str, list[str]] = {}
-        for method, at in conditions.items():
-            methods.setdefault(at[name], []).append(method)
-        if len(methods) > 1:
-            listed = "; ".join(f"{value}: {', '.join(rows)}" for value, rows in methods.items())
-            notes.append(Note(f"{name} — {listed}.", about="Conditions differ:"))
+    for name, values in conditions.items():
+        listed = methods.groupby(values, sort=False).agg(", ".join)
+        if len(listed) > 1:
+            text = "; ".join(f"{value}: {rows}" for value, rows in listed.items())
+            notes.append(Note(f"{name} — {text}.", about="Conditions differ:"))
     return notes

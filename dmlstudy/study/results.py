@@ -21,6 +21,7 @@ from pydantic import (
 from dmlstudy.errors import StudyError
 from dmlstudy.ranges import Seed
 from dmlstudy.study.checks import Strict, broken, different, plain_value
+from dmlstudy.study.whole_file import whole_file
 
 PERCENT = ("R@", "R-precision", "MAP@R", "NMI", "AUROC")  # how names of metrics in percent begin
 
@@ -65,7 +66,7 @@ class Record(Strict):
         seeds: one run each; every list of a metric has one value per seed.
         metrics: at the last epoch, on the test classes.
         baseline: the untrained trunk's metrics.
-        comparable: whether `metrics` may stand beside published numbers.
+        comparable: whether `metrics` may be compared with published numbers.
         completeness: how much of the official release was found.
         reported: the paper's own numbers on this data set, None when it has none.
         deviations: where the method departs from the protocol.
@@ -100,67 +101,49 @@ class Record(Strict):
         if not isinstance(content, dict):
             raise StudyError("it is not a JSON object")
         try:
-            record = check({name: plain_value(name, value) for name, value in content.items()})
+            return check({name: plain_value(name, value) for name, value in content.items()})
         except ValidationError as error:
             raise StudyError(broken(error)) from error
-        if fault := _fault_of_lengths(record) or _fault_of_classes(record):
-            raise StudyError(fault)
-        return record
 
+    @model_validator(mode="after")
+    def _one_value_per_seed(self) -> Record:
+        """Controls may have run on the first few seeds only."""
+        n = len(self.seeds)
+        groups = {"metrics": (n, self.metrics), "baseline": (n, self.baseline)}
+        groups |= {f"controls.{name}": (1, scores) for name, scores in self.controls.items()}
+        for group, (least, scores) in groups.items():
+            for metric, values in scores.items():
+                if not least <= len(values) <= n:
+                    raise StudyError(f"{group}.{metric} has {len(values)} values for {n} seeds")
+        return self
 
-def _fault_of_lengths(record: Record) -> str | None:
-    """The first metric that has not one value per seed; controls may run on the first few seeds only."""
-    n = len(record.seeds)
-    scores = {"metrics": record.metrics, "baseline": record.baseline}
-    controls = {f"controls.{name}": metrics for name, metrics in record.controls.items()}
-    for group, metrics in (scores | controls).items():
-        for metric, values in metrics.items():
-            if not (1 if group in controls else n) <= len(values) <= n:
-                return f"{group}.{metric} has {len(values)} values for {n} seeds"
-    return None
-
-
-def _fault_of_classes(record: Record) -> str | None:
-    """The first list of `per_class` that has not one value per class, and per seed where it must."""
-    per_class, n = record.per_class, len(record.seeds)
-    if not per_class:
-        return None
-    if not {"classes", "queries"} <= per_class.keys():
-        return "per_class lacks classes or queries"
-    size = len(per_class["classes"])
-    for name, values in per_class.items():
-        of_seeds = name not in ("classes", "queries")
-        if of_seeds and len(values) != n:
-            return f"per_class.{name} has {len(values)} rows for {n} seeds"
-        if any(
-            not isinstance(r, list) or len(r) != size for r in (values if of_seeds else [values])
-        ):
-            return f"per_class.{name} must have {size} values, one per class"
-    return None
+    @model_validator(mode="after")
+    def _one_value_per_class(self) -> Record:
+        per_class, n = self.per_class, len(self.seeds)
+        if per_class and not {"classes", "queries"} <= per_class.keys():
+            raise StudyError("per_class lacks classes or queries")
+        for name, values in per_class.items():
+            rows = [values] if name in ("classes", "queries") else values
+            if rows is values and len(rows) != n:
+                raise StudyError(f"per_class.{name} has {len(rows)} rows for {n} seeds")
+            size = len(per_class["classes"])
+            if any(not isinstance(row, list) or len(row) != size for row in rows):
+                raise StudyError(f"per_class.{name} must have {size} values, one per class")
+        return self
 
 
 def save(record: Record, path: Path) -> None:
-    """Write `record` to `path`; an interrupted or failed write leaves an older record untouched.
+    """Write `record` to `path`.
 
     Raises:
-        StudyError: the disk refuses it.
+        StudyError: the disk refuses it; an older record is untouched.
     """
     text = _pretty(record.model_dump(by_alias=True)) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StudyError(
-            f"Could not write {path} ({error.strerror or error}): make room or choose another "
-            "folder, then run again; an older record there is untouched."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    remedy = "make room or choose another folder, then run again"
+    with whole_file(path, remedy) as partial, partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def load(path: Path) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,7 @@ import pandas as pd
 
 from dmlstudy.study.controls import controls_table, recorded_controls
 from dmlstudy.study.literature import Paper, Reported, ReportedTable, Row
-from dmlstudy.study.ranking import (
-    Estimate,
-    Link,
-    estimate,
-    improvement,
-    ranking,
-)
+from dmlstudy.study.ranking import estimate, improvement, ranking
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import DASH, Cell, Note, Part, Table, change, notebook_link
 
@@ -37,19 +32,14 @@ class Group:
     official: bool
 
 
-def summary_tables(
-    records: Iterable[Record], reported: Reported, *, link: Link = notebook_link
-) -> list[Table]:
+def summary_tables(records: Iterable[Record], reported: Reported) -> list[Table]:
     """The four tables: rows, order and columns of the source, one cell per reported value.
 
-    A run stands under the reported data set only if it is comparable; a partial copy of it and its
+    A run is shown under the reported data set only if it is comparable; a partial copy of it and its
     stand-ins get columns of their own, and only where there are such runs.
-
-    Args:
-        link: (dataset, method) -> where the executed notebook is, seen from the table.
     """
     records = list(records)
-    return [_summary_table(table, reported, records, link) for table in reported.tables]
+    return [_summary_table(table, reported, records) for table in reported.tables]
 
 
 def incomparable(reported: Reported, records: Iterable[Record]) -> Table:
@@ -61,7 +51,8 @@ def incomparable(reported: Reported, records: Iterable[Record]) -> Table:
     for table in reported.tables:
         about = f"{table.heading}: "
         notes += [n._replace(about=about + row.label) for row in table.rows for n in row.notes]
-    notes += list(dict.fromkeys(_data_note(r) for r in records if not _official(reported, r)))
+    others = (r for r in records if not any(_official_in(t, r) for t in reported.tables))
+    notes += list(dict.fromkeys(map(_data_note, others)))
     return Table(
         name="incomparable",
         title="不可比较之处 · What cannot be compared, and why",
@@ -72,70 +63,50 @@ def incomparable(reported: Reported, records: Iterable[Record]) -> Table:
     )
 
 
-def write_tables(
-    records: Iterable[Record], reported: Reported, folder: Path, protocol: Iterable[str] = ()
-) -> None:
+def write_tables(records: Iterable[Record], reported: Reported, folder: Path) -> None:
     """Markdown and CSV copies of every table in `folder`, which lies inside the reports' folder."""
-    records, protocol = list(records), tuple(protocol)
-
-    def link(dataset: str, method: str) -> str:
-        return f"../{notebook_link(dataset, method)}"
-
-    tables = summary_tables(records, reported, link=link)
-    datasets = dict.fromkeys(record.dataset for record in records)
-    tables += [ranking(records, name, protocol=protocol, link=link) for name in datasets]
-    tables.append(controls_table(recorded_controls(records), records=records, link=link))
+    records = list(records)
+    tables = summary_tables(records, reported)
+    tables += [ranking(records, name) for name in dict.fromkeys(r.dataset for r in records)]
+    tables.append(controls_table(recorded_controls(records), records=records))
     tables.append(incomparable(reported, records))
     for table in tables:
         table.write(folder)
 
 
-def _official(reported: Reported, record: Record) -> bool:
-    return record.comparable and any(t.dataset == record.dataset for t in reported.tables)
+def _official_in(table: ReportedTable, record: Record) -> bool:
+    return record.comparable and record.dataset == table.dataset
 
 
 def _groups(table: ReportedTable, records: list[Record]) -> list[Group]:
     """The official columns always; others only where there are records to fill them."""
-
-    def of(dataset: str, keep: bool | None) -> dict[str, Record]:
-        chosen = (r for r in records if r.dataset == dataset and keep in (None, r.comparable))
-        return {record.method: record for record in chosen}
-
-    official = Group(table.heading, table.dataset, of(table.dataset, True), official=True)
-    others = [(table.dataset, of(table.dataset, False))]
-    others += [(name, of(name, None)) for name in table.stand_ins]
-    return [official] + [
-        Group(_stand_in_heading(next(iter(runs.values()))), name, runs, official=False)
-        for name, runs in others
-        if runs
-    ]
+    official = {r.method: r for r in records if _official_in(table, r)}
+    groups = [Group(table.heading, table.dataset, official, official=True)]
+    for name in (table.dataset, *table.stand_ins):
+        others = [r for r in records if r.dataset == name and not _official_in(table, r)]
+        if others:
+            heading = f"本研究（替代数据：{others[0].dataset_title}，不可与论文比较）"
+            groups.append(Group(heading, name, {r.method: r for r in others}, official=False))
+    return groups
 
 
-def _stand_in_heading(record: Record) -> str:
-    return f"本研究（替代数据：{record.dataset_title}，不可与论文比较）"
-
-
-def _summary_table(
-    table: ReportedTable, reported: Reported, records: list[Record], link: Link
-) -> Table:
+def _summary_table(table: ReportedTable, reported: Reported, records: list[Record]) -> Table:
     groups = _groups(table, records)
-    columns = [("", "Method")] + [(g.heading, metric) for g in groups for metric in table.metrics]
     rows: list[list[Cell]] = []
     data: list[dict[str, Any]] = []
     for row in table.rows:
-        cells = [_label(row, reported.paper(row.method))]
+        rows.append([_label(row, reported.paper(row.method))])
         for group in groups:
-            record = group.records.get(row.method)
             for metric, value in zip(table.metrics, row.values, strict=True):
                 printed = value if group.official else None
-                cells.append(_cell(printed, record, metric, link))
+                cell, numbers = _entry(printed, group.records.get(row.method), metric)
+                rows[-1].append(cell)
                 place = {"row": row.label, "method": row.method, "dataset": group.dataset}
-                data.append(place | _numbers(printed, record, metric, link))
-        rows.append(cells)
+                data.append(place | numbers)
     return Table(
         name=table.dataset,
         title=table.heading,
-        columns=columns,
+        columns=["Method", *((g.heading, metric) for g in groups for metric in table.metrics)],
         rows=rows,
         data=pd.DataFrame(data),
         legend=LEGEND,
@@ -150,33 +121,21 @@ def _label(row: Row, paper: Paper) -> Cell:
     return Part(row.label), Part(f"{backbone}，{dimension}", "muted")
 
 
-def _measured(record: Record | None, metric: str) -> tuple[Estimate | None, float | None]:
-    if record is None or metric not in record.metrics:
-        return None, None
-    return estimate(record.metrics[metric]), improvement(record, metric)
-
-
-def _cell(printed: str | None, record: Record | None, metric: str, link: Link) -> Cell:
-    """Reported (in official columns only), here, and the difference to the untrained trunk."""
+def _entry(printed: str | None, record: Record | None, metric: str) -> tuple[Cell, dict[str, Any]]:
+    """A cell (reported, in official columns only; here; difference to the untrained trunk), and its numbers."""
+    here = estimate(record.metrics.get(metric, ()) if record else ())
+    delta = improvement(record, metric) if record else nan
+    link = notebook_link(record.dataset, record.method) if record else None
     reported = () if printed is None else (Part(printed, "paper"),)
-    here, delta = _measured(record, metric)
-    if record is None or here is None:
-        return (*reported, Part(DASH, "muted"))
-    moved = Part(DASH, "muted") if delta is None else change(delta, "Δ ")
-    return (*reported, Part(str(here), "ours", link(record.dataset, record.method)), moved)
-
-
-def _numbers(printed: str | None, record: Record | None, metric: str, link: Link) -> dict[str, Any]:
-    here, delta = _measured(record, metric)
-    return {
+    measured = Part(str(here), "ours", link), change(delta, "Δ ")
+    cell = (*reported, *(measured if here.seeds else [Part(DASH, "muted")]))
+    return cell, {
         "metric": metric,
         "reported": printed,
-        "mean": here and here.mean,
-        "half_width": here and here.half_width,
-        "seeds": here and here.seeds,
+        **here._asdict(),
         "delta_untrained": delta,
         "comparable": record and record.comparable,
-        "notebook": record and link(record.dataset, record.method),
+        "notebook": link,
     }
 
 

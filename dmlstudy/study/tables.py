@@ -56,7 +56,7 @@ Cell = str | Part | tuple[Part, ...]
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """A table to look at and the numbers behind it.
+    """A table as people read it, and its numbers.
 
     Attributes:
         name: stem of its files.
@@ -111,12 +111,12 @@ class Table:
     def __repr__(self) -> str:
         return f"<Table {self.name}: {len(self.rows)} x {len(self.columns)}>"
 
-    def markdown(self) -> str:
-        """Heading, legend, pipe table and notes."""
+    def markdown(self, home: str = "") -> str:
+        """Heading, legend, pipe table and notes; `home` leads to the folder that links start from."""
         heads = [
             markdown_text(head) + (f"<br>{markdown_text(g)}" if g else "") for g, head in self.heads
         ]
-        cells = [[_markdown(cell) for cell in row] for row in self.rows]
+        cells = [[_markdown(cell, home) for cell in row] for row in self.rows]
         table = _grid(heads, cells, "github")
         notes = [_markdown_note(note) for note in self.notes]
         parts = [
@@ -135,10 +135,13 @@ class Table:
         return "\n\n".join(filter(None, [self.title, table, "\n".join(notes)]))
 
     def write(self, folder: Path) -> None:
-        """`<name>.md` and `<name>.csv`; what is missing is an em dash in both."""
+        """`<name>.md` and `<name>.csv` in a folder of the reports; what is missing is an em dash in both."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
-        csv = self.data.to_csv(index=False, na_rep=DASH, float_format="%.6g")
+        (folder / f"{self.name}.md").write_text(self.markdown("../"), encoding="utf-8")
+        data = self.data.copy()
+        if "notebook" in data:
+            data["notebook"] = "../" + data["notebook"]
+        csv = data.to_csv(index=False, na_rep=DASH, float_format="%.6g")
         (folder / f"{self.name}.csv").write_text(csv, encoding="utf-8")
 
 
@@ -175,7 +178,8 @@ def interval(mean: float, half_width: float | None, digits: int = 1) -> str:
 def change(value: float, label: str = "", digits: int = 1) -> Part:
     """A difference with its sign, coloured by its direction; muted when it rounds to zero."""
     text = signed(value, digits)
-    return Part(label + text, {"+": "up", "−": "down"}.get(text[0], "muted"))
+    kind = {"+": "up", "−": "down"}.get(text[0], "muted")
+    return Part(text if text == DASH else label + text, kind)
 
 
 def notebook_link(dataset: str, method: str) -> str:
@@ -195,12 +199,12 @@ def parts(cell: Cell) -> tuple[Part, ...]:
 
 
 def html_text(text: str) -> str:
-    """`text` as it stands: no tag, and no formula, which notebooks would see between two dollars."""
+    """`text` literally: no tag, and no formula, which notebooks read between two dollar signs."""
     return escape(text).replace("$", "<span>$</span>")
 
 
 def markdown_text(text: str) -> str:
-    r"""`text` as it stands: no tag, no formula, no emphasis, no new column.
+    r"""`text` literally: no tag, no formula, no emphasis, no new column.
 
     >>> print(markdown_text("a|b*c <b> $x$ multi_similarity [1.2, 3.4]"))
     a\|b\*c &lt;b&gt; \$x\$ multi_similarity [1.2, 3.4]
@@ -225,11 +229,11 @@ def _unbroken(text: str) -> str:
     return text.replace(" ", "\u00a0") if "±" in text or text.startswith("[") else text
 
 
-def _markdown(cell: Cell) -> str:
+def _markdown(cell: Cell, home: str) -> str:
     lines = []
     for part in parts(cell):
         text = markdown_text(part.text)
-        text = f"[{text}]({part.link})" if part.link else text
+        text = f"[{text}]({home}{part.link})" if part.link else text
         lines.append(f"**{text}**" if part.kind == "ours" else text)
     return "<br>".join(lines)
 
