@@ -236,15 +236,17 @@ class Report:
     def _verdict_text(self) -> str:
         here, start = (_scores(runs)[self.first] for runs in (self.runs, self.baselines))
         delta = np.mean(here) - np.mean(start)
-        better = "better than" if delta > 0 else "worse than" if delta < 0 else "the same as"
-        chinese = "高" if delta >= 0 else "低"
-        title = markdown_text(self.benchmark.title)
+        points, title = f"{abs(delta):.2f}", markdown_text(self.benchmark.title)
+        trunk = f"未训练的主干网络（{_mean(start)}）"
+        if delta:
+            compared = f"{points} points {'better' if delta > 0 else 'worse'} than"
+            chinese = f"比{trunk}{'高' if delta > 0 else '低'} {points} 个百分点"
+        else:
+            compared, chinese = "the same as", f"与{trunk}相同"
         return (
-            f"**{self.first} {_mean(here)}** on {title}, {abs(delta):.2f} points {better} the "
-            f"untrained trunk ({_mean(start)}); {len(here)} seeds, last epoch, test classes read "
-            f"once.\n\n**{self.first} {_mean(here)}**，比未训练的主干网络（{_mean(start)}）"
-            f"{chinese} {abs(delta):.2f} 个百分点；"
-            f"{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
+            f"**{self.first} {_mean(here)}** on {title}, {compared} the untrained trunk ({_mean(start)}); "
+            f"{len(here)} seeds, last epoch, test classes read once.\n\n"
+            f"**{self.first} {_mean(here)}**，{chinese}；{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
         )
 
     def _queries_per_class(self) -> np.ndarray:
