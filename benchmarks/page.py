@@ -32,7 +32,7 @@ SECTIONS = {
     "losses": (
         "Losses, forward and backward",
         "Floor: B x D x B and its two backward products; for SoftTriple B x D x (11,318 classes x 10 centres). *Plain* "
-        "is autograd through the formula as it stands in the library; above 256 images ours takes blocks of 128 rows. "
+        "is autograd through the formula as it stands in the library; above 256 images ours takes blocks of 256 rows. "
         "*Contrastive* and *all triplets* are the SNR losses' formulas on squared Euclidean distances. N-pair looks "
         "at one anchor and one positive of each class only, less than its floor. Peak memory is given in N x N "
         "matrices of floats, at 8,192 images for ours and 1,024 for the peer.",

@@ -1,7 +1,10 @@
 """Pairwise similarities and distances, same-class masks and safe roots: the ground under losses and miners."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Smallest variance of an anchor's coordinates that is divided by: a constant embedding carries no signal.
 LEAST_VARIANCE = 1e-6
@@ -46,8 +49,21 @@ def safe_sqrt(x: Tensor) -> Tensor:
     >>> safe_sqrt(z).sum().backward(); z.grad
     tensor([0.0000, 0.2500])
     """
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
+    return _SafeSqrt.apply(x)
+
+
+class _SafeSqrt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        root = x.clamp_min(0).sqrt_()
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return upstream.div(2 * root).masked_fill_(root == 0, 0)
 
 
 def pairwise_distance(x: Tensor, y: Tensor | None = None) -> Tensor:

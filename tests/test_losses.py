@@ -88,7 +88,6 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, loss: Callable[[], Tensor]) -> tu
     """The loss in one block, and in blocks of five rows."""
     one = loss()
     monkeypatch.setattr(rows, "ROWS", 5)
-    monkeypatch.setattr(rows, "BLOCK", 5)
     return one, loss()
 
 
@@ -117,7 +116,6 @@ def test_many_blocks_in_float32(monkeypatch, case: Case):
 def test_a_hyperparameter_may_learn(monkeypatch, several: bool):
     x, y = batch(0, True)
     monkeypatch.setattr(rows, "ROWS", 5 if several else 99)
-    monkeypatch.setattr(rows, "BLOCK", 5)
     for beta in (torch.tensor(1.1), torch.linspace(0.8, 1.4, len(y))):
         learned = beta.double().requires_grad_()
         of = mined_margin if beta.dim() else losses.margin

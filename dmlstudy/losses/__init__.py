@@ -16,6 +16,7 @@ from dmlstudy.losses.hdml import (
     pair_indices,
 )
 from dmlstudy.losses.invariant_spreading import instance_log_probabilities, invariant_spreading
+from dmlstudy.losses.log_sum_exp import log1p_sum_exp
 from dmlstudy.losses.margin import margin
 from dmlstudy.losses.multi_similarity import multi_similarity
 from dmlstudy.losses.npair import npair
@@ -67,6 +68,7 @@ __all__ = [
     "interpolate_negatives",
     "invariant_spreading",
     "joint_central",
+    "log1p_sum_exp",
     "margin",
     "mean",
     "mined_triplet",

@@ -1,9 +1,8 @@
 """Multi-similarity loss."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dmlstudy.losses.log_sum_exp import log1p_sum_exp
 from dmlstudy.losses.rows import pair_loss, similarity
 from dmlstudy.ranges import Positive, Real
 
@@ -47,11 +46,6 @@ def multi_similarity(
     [0.0, 0.956635]
     """
     s = s - lam
-    loss = _log1p_sum_exp(-alpha * s, positive) / alpha + _log1p_sum_exp(beta * s, negative) / beta
+    pull = log1p_sum_exp(s, positive, -alpha) / alpha
+    loss = pull + log1p_sum_exp(s, negative, beta) / beta
     return (loss * (positive.any(1) & negative.any(1))).sum(), len(s)
-
-
-def _log1p_sum_exp(x: Tensor, mask: Tensor) -> Tensor:
-    """log(1 + sum_j exp(x_ij)) over the masked entries of each row, [R]; 0 for an empty row."""
-    # The 1 is exp(0): a column of zeros beside x, so that logsumexp stays stable and finite.
-    return F.pad(x.masked_fill(~mask, -torch.inf), (0, 1)).logsumexp(1)

@@ -26,8 +26,7 @@ from dmlstudy.geometry import (
     squared_distance,
 )
 
-ROWS = 256  # up to so many images, the whole matrix at once
-BLOCK = 128  # above, rows at a time: intermediates of a few megabytes
+ROWS = 256  # of a block; up to so many images it is the whole matrix
 
 Pairs = tuple[Tensor, Tensor]
 # (values of a block of anchors with all images, [R, B]; positives; negatives) -> the pairs that are kept.
@@ -214,17 +213,24 @@ class _ByBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, metric: Metric, terms: Terms, *columns: Tensor) -> Tensor:
         matrix = _squared_distances_(x @ x.T) if metric.euclidean else x @ x.T
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
+        blocks = [slice(start, start + ROWS) for start in range(0, len(x), ROWS)]
 
         def part(rows: slice, leaves: list[Tensor]) -> tuple[Tensor, Tensor | int]:
             return terms(metric.finish(*leaves[:2]), rows, *leaves[2:])
 
         def total() -> tuple[Tensor, Tensor | int]:
-            return _added([part(rows, [matrix[rows], x[rows], *columns]) for rows in blocks])
+            sums: Any = 0
+            counts: Any = 0
+            for rows in blocks:
+                summed, count = part(rows, [matrix[rows], x[rows], *columns])
+                sums, counts = sums + summed, counts + count
+            return sums, counts
 
         if not any(ctx.needs_input_grad):
             return mean(*total())
-        parts, weights = [], None
+        weights: Tensor | None = None
+        sums: Any = 0
+        counts: Any = 0
         gradients = [torch.zeros_like(leaf) for leaf in (x, *columns)]
         for rows in blocks:
             inputs = (matrix[rows], x[rows], *columns)
@@ -234,19 +240,20 @@ class _ByBlocks(torch.autograd.Function):
             if summed.dim() and weights is None:
                 # Several means: what each term weighs must be known first.
                 weights = 1 / torch.as_tensor(total()[1]).clamp_min(1).to(x)
-            slopes = torch.autograd.grad(summed, leaves, weights, materialize_grads=True)
+            slopes = torch.autograd.grad(summed, leaves, weights, allow_unused=True)
             matrix[rows] = slopes[0]
-            sums = gradients[0][rows], *gradients[1:]
-            for gradient, slope in zip(sums, slopes[1:], strict=True):
-                gradient += slope
-            parts.append((summed.detach(), count))
-        summed, count = _added(parts)
+            into = gradients[0][rows], *gradients[1:]
+            for gradient, slope in zip(into, slopes[1:], strict=True):
+                if slope is not None:
+                    gradient += slope
+            # In place: results of their own between the blocks' temporaries would fragment the heap.
+            sums, counts = _add_(sums, summed.detach()), _add_(counts, count)
         by_products = _by_products_(matrix) if metric.euclidean else matrix
         # Transposed first: reading down the columns while adding takes three times as long.
         gradients[0] += by_products.add_(by_products.T.contiguous()) @ x
-        scale = mean(torch.ones_like(summed), count) if weights is None else 1
+        scale = mean(torch.ones_like(sums), counts) if weights is None else 1
         ctx.save_for_backward(*(gradient.mul_(scale) for gradient in gradients))
-        return mean(summed, count)
+        return mean(sums, counts)
 
     @staticmethod
     @once_differentiable
@@ -255,9 +262,9 @@ class _ByBlocks(torch.autograd.Function):
         return first, None, None, *others
 
 
-def _added(parts: list[tuple[Tensor, Tensor | int]]) -> tuple[Tensor, Tensor | int]:
-    sums, counts = zip(*parts, strict=True)
-    return sum(sums), sum(counts)
+def _add_(total: Any, part: Any) -> Any:
+    """The sum of tensors or numbers, in the first tensor's place."""
+    return total.add_(part) if isinstance(total, Tensor) else total + part
 
 
 def _squared_distances_(s: Tensor) -> Tensor:
