@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dmlstudy.ranges import Real
 
-def log1p_sum_exp(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+
+def log1p_sum_exp(x: Tensor, mask: Tensor, scale: Real) -> Tensor:
     """log(1 + sum_j exp(scale x_ij)) over the masked entries of each row, [R]; 0 for an empty row.
 
     Args:
@@ -24,7 +26,7 @@ def log1p_sum_exp(x: Tensor, mask: Tensor, scale: float) -> Tensor:
 
 class _Log1pSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: Real) -> Tensor:
         # The 1 is exp(0): a column of zeros beside the exponents, so that the maximum is at least 0.
         exponents = x.new_zeros(len(x), x.shape[1] + 1)
         torch.mul(x, scale, out=exponents[:, :-1])
