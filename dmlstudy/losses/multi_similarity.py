@@ -37,6 +37,7 @@ def multi_similarity(
         Scalar. An anchor with an empty P_i or N_i contributes 0 but still counts in B; a batch of one class,
         or without positives, gives 0 with zero gradient.
 
+    >>> import torch
     >>> from dmlstudy.miners import multi_similarity_miner
     >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])
     >>> easy, hard = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
