@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -18,6 +19,11 @@ def pairwise_similarity(x: Tensor, y: Tensor | None = None) -> Tensor:
         y: [M, D]; x itself when left out.
     """
     return x @ (x if y is None else y).T
+
+
+def pairwise_cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Cosine similarities of rows of any length, [N, M]."""
+    return pairwise_similarity(F.normalize(x), F.normalize(y))
 
 
 def squared_distance(x: Tensor, y: Tensor | None = None) -> Tensor:

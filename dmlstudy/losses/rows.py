@@ -131,32 +131,21 @@ class PairLoss:
             if isinstance(value, Tensor)
         }
         x = self.metric.prepare(embeddings)
-        if keys is not None:
-            values = self.metric.of_all(x, self.metric.prepare(keys.embeddings))
-            kept = _kept_pairs(pairs, values, keys.masks(labels), slice(None))
-            return mean(*self.formula(values, *kept, **settings | columns))
-        if len(x) <= ROWS:
-            values = self.metric.of_all(x)
-            kept = _kept_pairs(pairs, values, pair_masks(labels), slice(None))
-            return mean(*self.formula(values, *kept, **settings | columns))
 
         def terms(values: Tensor, rows: slice, *columns_: Tensor) -> tuple[Tensor, Tensor | int]:
-            kept = _kept_pairs(pairs, values, pair_masks(labels, rows), rows)
+            masks = pair_masks(labels, rows) if keys is None else keys.masks(labels)
+            kept = _kept_pairs(pairs, values, masks, rows)
             own = (column[rows] if len(column) > 1 else column for column in columns_)
             return self.formula(values, *kept, **settings | dict(zip(columns, own, strict=True)))
 
-        return _ByBlocks.apply(x, self.metric, terms, *columns.values())
+        if keys is None and len(x) > ROWS:
+            return _ByBlocks.apply(x, self.metric, terms, *columns.values())
+        others = None if keys is None else self.metric.prepare(keys.embeddings)
+        return mean(*terms(self.metric.of_all(x, others), slice(None), *columns.values()))
 
 
 def pair_loss(metric: Metric) -> Callable[[Formula], PairLoss]:
-    """Make a loss of a formula on a block of rows of the pair matrix.
-
-        @pair_loss(squared)
-        def contrastive(d2, positive, negative, *, margin: Positive = 1.0):
-            close = (margin - safe_sqrt(d2)).relu().square()
-            return (d2 * positive + close * negative).sum(), (positive | negative).sum()
-
-        contrastive(embeddings, labels, margin=0.5)
+    """Make a loss of a formula on a block of rows of the pair matrix; `margin` is a short example.
 
     The formula gets values of the metric [R, B], and which pairs are positives and negatives, boolean [R, B], and
     leaves all three as they are. It gives the sum of its terms, differentiable, and how much that counts in the

@@ -100,7 +100,7 @@ class Method(nn.Module):
     kind: ClassVar[str]
     certainty: ClassVar[str]
     parts: ClassVar[tuple[Callable[..., Any], ...]] = ()
-    # Control experiments: a name, and the hyperparameters that make it.
+    # Control experiments: a name, and the hyperparameters and track keys that make it.
     controls: ClassVar[dict[str, dict[str, Any]]] = {}
     # A method that is trained first, on the same seed, and handed to `learn_from`: its name, its hyperparameters.
     teacher: ClassVar[tuple[str, dict[str, Any]] | None] = None

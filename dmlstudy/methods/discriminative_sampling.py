@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmlstudy import losses
 from dmlstudy.class_means import class_means
-from dmlstudy.geometry import pairwise_similarity
+from dmlstudy.geometry import pairwise_cosine
 from dmlstudy.methods.base import Batch, Epoch, Method, TrainingSet
 from dmlstudy.ranges import Count, Momentum, NonNegative, Positive
 from dmlstudy.samplers import Policy, draw_log_probabilities, images_by_class, pk_batches
@@ -107,7 +107,7 @@ class DiscriminativeSampling(Method):
             self.mean_reward.lerp_(rewards.mean(), 1 - self.reward_momentum)
 
     def similarity(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        return pairwise_similarity(F.normalize(queries), F.normalize(gallery))
+        return pairwise_cosine(queries, gallery)
 
     def logits(self, anchor: int | Tensor) -> Tensor:
         """What classes are drawn by beside an anchor class, [C]; -inf for itself and for classes of one image."""

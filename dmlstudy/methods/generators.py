@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dmlstudy import losses
-from dmlstudy.geometry import pairwise_similarity
+from dmlstudy.geometry import pairwise_cosine
 from dmlstudy.methods.base import Batch, Method, TrainingSet
 from dmlstudy.ranges import Count, NonNegative, Share
 
@@ -149,7 +149,7 @@ class HDML(Method):
         return weight(self.alpha, fmean(j_m)), weight(self.beta, fmean(j_gen))
 
     def similarity(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        return pairwise_similarity(F.normalize(queries), F.normalize(gallery))
+        return pairwise_cosine(queries, gallery)
 
     def param_groups(self, lr: float, trunk_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         groups = super().param_groups(lr, trunk_lr, weight_decay)
