@@ -98,6 +98,12 @@ def clean(path: Path) -> None:
         cell.id = cell.get("id") or f"cell-{number}"
         if cell.cell_type == "code":
             cell.outputs = _joined(cell.outputs)
+    _write(notebook, path)
+
+
+def _write(notebook: Any, path: Path) -> None:
+    import nbformat
+
     with whole_file(path, "make room, then run again") as partial:
         nbformat.write(notebook, partial)
 
@@ -131,7 +137,7 @@ def link_reports(folder: Path) -> None:
         renewed = [" · ".join(links) if x.startswith(SUMMARY_LINK) else x for x in lines]
         if renewed != lines:
             notebook.cells[0].source = "\n".join(renewed)
-            nbformat.write(notebook, path)
+            _write(notebook, path)
 
 
 def _link(report: Path) -> str:
