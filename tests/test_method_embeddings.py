@@ -20,7 +20,7 @@ from dmlstudy.methods.pairs import SNR, FastAP, RankedList, TripletBatchHard
 from dmlstudy.methods.product_quantisation import ProductQuantisation
 from dmlstudy.methods.proxies import SoftTriple, UpperBound
 from dmlstudy.methods.teachers import Teachers
-from dmlstudy.product_codes import hard_codes
+from dmlstudy.product_codes import faiss_index, hard_codes
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import settings
 
@@ -175,7 +175,6 @@ quantised = partial(build, ProductQuantisation, codebooks=4, codewords=8)
 
 
 def test_embedding_holds_both_codes_and_ranks_soft_to_hard(inputs):
-    faiss = pytest.importorskip("faiss")
     method = quantised()
     z = EmbedAll(method, inputs)()
     soft, hard = z.chunk(2, 1)
@@ -186,16 +185,17 @@ def test_embedding_holds_both_codes_and_ranks_soft_to_hard(inputs):
     ours = method.similarity(z, z)
     torch.testing.assert_close(ours, -distances, rtol=1e-5, atol=1e-5)
     assert EmbedAll(method, inputs)(lambda x: method.embed(x, "gallery")).equal(z)
-    quantiser = faiss.ProductQuantizer(8, 4, 3)
-    faiss.copy_array_to_vector(vectors.numpy().ravel(), quantiser.centroids)
-    codes = quantiser.compute_codes(hard.numpy())
-    index = faiss.IndexPQ(8, 4, 3)
-    index.pq, index.is_trained = quantiser, True
-    index.add(hard.numpy())
-    assert codes.shape == (48, 2)  # 4 x 3 bits
+    index = faiss_index(hard_codes(hard, vectors), vectors)
+    assert index.ntotal == 48 and index.sa_code_size() == 2  # 4 x 3 bits
+    assert np.array_equal(index.reconstruct_n(0, 48), hard.numpy())
     theirs, nearest = index.search(soft.numpy(), 48)
     theirs = -torch.from_numpy(theirs)
     torch.testing.assert_close(ours.gather(1, torch.from_numpy(nearest)), theirs, rtol=0, atol=1e-5)
+
+
+def test_faiss_needs_a_power_of_two_of_codewords():
+    with pytest.raises(StudyError, match="power of two"):
+        faiss_index(torch.zeros(3, 4, dtype=torch.uint8), torch.zeros(4, 5, 2))
 
 
 def test_equal_codes_tie_exactly(inputs):

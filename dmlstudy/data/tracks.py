@@ -14,7 +14,6 @@ import numpy as np
 from dmlstudy.data.benchmark import ImageSet
 
 UNLABELLED = -1
-NOISE_KINDS = ("symmetric", "asymmetric")
 
 
 @dataclass(frozen=True)
