@@ -27,19 +27,15 @@ def log1p_sum_exp(x: Tensor, mask: Tensor, scale: Real) -> Tensor:
 class _Log1pSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: Real) -> Tensor:
-        # The 1 is exp(0): a column of zeros beside the exponents, so that the maximum is at least 0.
-        exponents = x.new_zeros(len(x), x.shape[1] + 1)
-        torch.mul(x, scale, out=exponents[:, :-1])
-        exponents[:, :-1].masked_fill_(~mask, -torch.inf)
-        top = exponents.amax(1, keepdim=True)
-        value = (exponents - top).exp_().sum(1).log_().add_(top[:, 0])
-        ctx.save_for_backward(exponents, value)
-        ctx.scale = scale
-        return value
+        exponents = torch.where(mask, scale * x, -torch.inf)
+        top = exponents.amax(1, keepdim=True).clamp_min(0)  # the 1 is exp(0)
+        share = exponents.sub_(top).exp_()
+        total = share.sum(1, keepdim=True) + (-top).exp()
+        ctx.save_for_backward(share, scale / total)
+        return (top + total.log())[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        exponents, value = ctx.saved_tensors
-        share = (exponents - value[:, None]).exp_().mul_(upstream[:, None])
-        return share[:, :-1].mul_(ctx.scale), None, None
+        share, factor = ctx.saved_tensors
+        return share * (factor * upstream[:, None]), None, None
