@@ -92,7 +92,9 @@ def triplet_all(
     # -1 is below every distance, so that what is no positive is in no violating triplet.
     reach = torch.where(positive, d + margin, -1).topk(most).values.flip(1)
     with torch.no_grad():
-        beyond = torch.searchsorted(reach, d, right=True)  # so many positives do not violate with it
+        beyond = torch.searchsorted(
+            reach, d, right=True
+        )  # so many positives do not violate with it
         beyond.masked_fill_(~negative, most)
         push = (most - beyond).to(d.dtype)
         pull = torch.zeros(len(d), most + 1, dtype=torch.long, device=d.device)
