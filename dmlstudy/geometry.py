@@ -37,9 +37,9 @@ def squared_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
             [25.,  0.]])
     """
     lengths = x.square().sum(1, keepdim=True)
-    y, others = (x, lengths[:, 0]) if y is None else (y, y.square().sum(1))
-    squared = torch.addmm(others, x, y.T, alpha=-2).add_(lengths)
-    if y is x:
+    others = lengths if y is None else y.square().sum(1, keepdim=True)
+    squared = (lengths + others.T).addmm_(x, (x if y is None else y).T, alpha=-2)
+    if y is None:
         # Rounding would leave the diagonal a little off zero, and its gradient is not wanted.
         squared.fill_diagonal_(0)
     return squared.relu_()
