@@ -36,16 +36,13 @@ def squared_distance(x: Tensor, y: Tensor | None = None) -> Tensor:
     tensor([[ 0., 25.],
             [25.,  0.]])
     """
-    itself = y is None
-    y = x if y is None else y
-    products = (x @ y.T).mul_(2)
-    squared = x.square().sum(1)[:, None] + y.square().sum(1)[None, :]
-    squared -= products
-    del products  # a matrix less at the peak
-    if itself:
+    lengths = x.square().sum(1, keepdim=True)
+    others = lengths if y is None else y.square().sum(1, keepdim=True)
+    squared = (lengths + others.T).addmm_(x, (x if y is None else y).T, alpha=-2)
+    if y is None:
         # Rounding would leave the diagonal a little off zero, and its gradient is not wanted.
         squared.fill_diagonal_(0)
-    return squared.clamp_min(0)
+    return squared.relu_()
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -69,7 +66,7 @@ class _SafeSqrt(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
-        return upstream.div(2 * root).masked_fill_(root == 0, 0)
+        return upstream / F.threshold(2 * root, 0, torch.inf)
 
 
 def pairwise_distance(x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -34,11 +34,11 @@ def multi_similarity_miner(
     """
     if epsilon is None:
         return positive, negative
-    hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
-    hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
+    hardest_positive = torch.where(positive, s, torch.inf).amin(1, keepdim=True)
+    hardest_negative = torch.where(negative, s, -torch.inf).amax(1, keepdim=True)
     return (
-        positive & (s - epsilon < hardest_negative),
-        negative & (s + epsilon > hardest_positive),
+        positive & (s < hardest_negative + epsilon),
+        negative & (s > hardest_positive - epsilon),
     )
 
 

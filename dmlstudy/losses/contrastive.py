@@ -34,6 +34,7 @@ def contrastive(
     >>> [round(float(contrastive(x, y, split=False)), 6) for y in (easy, hard)]
     [0.135191, 0.713554]
     """
-    pull, push = (d.square() * positive).sum(), ((margin - d).relu().square() * negative).sum()
+    pull = torch.where(positive, d, 0).square().sum()
+    push = torch.where(negative, margin - d, 0).relu().square().sum()
     summed, counts = torch.stack([pull, push]), torch.stack([positive.sum(), negative.sum()])
     return (summed, counts) if split else (summed.sum(), counts.sum())

@@ -46,7 +46,7 @@ def multi_similarity(
     >>> [round(float(multi_similarity(x, y, pairs=multi_similarity_miner)), 6) for y in (easy, hard)]
     [0.0, 0.956635]
     """
-    s = s - lam
-    pull = log1p_sum_exp(s, positive, -alpha) / alpha
-    loss = pull + log1p_sum_exp(s, negative, beta) / beta
-    return (loss * (positive.any(1) & negative.any(1))).sum(), len(s)
+    pull = log1p_sum_exp(-alpha * (s - lam), positive) / alpha
+    push = log1p_sum_exp(beta * (s - lam), negative) / beta
+    complete = (positive.sum(1) > 0) & (negative.sum(1) > 0)  # any() takes three times as long
+    return ((pull + push) * complete).sum(), len(s)

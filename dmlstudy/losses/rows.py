@@ -70,10 +70,13 @@ class Metric:
     finish: Callable[[Tensor, Tensor], Tensor] = lambda block, anchors: block
     prepare: Callable[[Tensor], Tensor] = lambda x: x
 
+    def pairwise(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Squared distances or inner products of prepared embeddings [B, D] with keys [M, D] or each other, [B, M]."""
+        return squared_distance(x, keys) if self.euclidean else pairwise_similarity(x, keys)
+
     def of_all(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Values of prepared embeddings [B, D] with each other, [B, B], or with keys [M, D], [B, M]."""
-        pairwise = squared_distance if self.euclidean else pairwise_similarity
-        return self.finish(pairwise(x, keys), x)
+        return self.finish(self.pairwise(x, keys), x)
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ class _ByBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, metric: Metric, terms: Terms, *columns: Tensor) -> Tensor:
-        matrix = _squared_distances_(x @ x.T) if metric.euclidean else x @ x.T
+        matrix = metric.pairwise(x)
         blocks = [slice(start, start + ROWS) for start in range(0, len(x), ROWS)]
 
         def part(rows: slice, leaves: list[Tensor]) -> tuple[Tensor, Tensor | int]:
@@ -237,9 +240,12 @@ class _ByBlocks(torch.autograd.Function):
                     gradient += slope
             # In place: results of their own between the blocks' temporaries would fragment the heap.
             sums, counts = _add_(sums, summed.detach()), _add_(counts, count)
-        by_products = _by_products_(matrix) if metric.euclidean else matrix
         # Transposed first: reading down the columns while adding takes three times as long.
-        gradients[0] += by_products.add_(by_products.T.contiguous()) @ x
+        matrix += matrix.T.contiguous()
+        if metric.euclidean:  # |x_i - x_j|^2 has the derivative 2 (x_i - x_j)
+            gradients[0] += 2 * (matrix.sum(1, keepdim=True) * x - matrix @ x)
+        else:
+            gradients[0] += matrix @ x
         scale = mean(torch.ones_like(sums), counts) if weights is None else 1
         ctx.save_for_backward(*(gradient.mul_(scale) for gradient in gradients))
         return mean(sums, counts)
@@ -254,20 +260,3 @@ class _ByBlocks(torch.autograd.Function):
 def _add_(total: Any, part: Any) -> Any:
     """The sum of tensors or numbers, in the first tensor's place."""
     return total.add_(part) if isinstance(total, Tensor) else total + part
-
-
-def _squared_distances_(s: Tensor) -> Tensor:
-    """||x_i||^2 + ||x_j||^2 - 2 x_i.x_j in place of the products s, [N, N]; the diagonal becomes exactly 0."""
-    lengths = s.diagonal().clone()
-    return s.mul_(-2).add_(lengths).add_(lengths[:, None]).clamp_min_(0)
-
-
-def _by_products_(weights: Tensor) -> Tensor:
-    """Derivatives by the products, in place of those by the squared distances, [N, N].
-
-    ||x_i||^2 stands in row i and in column i, and -2 x_i.x_j in entry (i, j).
-    """
-    weights.fill_diagonal_(0)  # a point is at distance 0 from itself, wherever it lies
-    lengths = weights.sum(0) + weights.sum(1)
-    weights.mul_(-2).diagonal().copy_(lengths)
-    return weights

@@ -32,7 +32,7 @@ def snr_contrastive(
     2.316667
     """
     violating = negative & (d < margin)
-    pull, push = d.masked_fill(~positive, 0).sum(), (margin - d).masked_fill(~violating, 0).sum()
+    pull, push = torch.where(positive, d, 0).sum(), torch.where(violating, margin - d, 0).sum()
     return torch.stack([pull, push]), torch.stack([positive.sum(), violating.sum()])
 
 

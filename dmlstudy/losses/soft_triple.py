@@ -43,8 +43,11 @@ def soft_triple(
     >>> [round(float(soft_triple(x, y, centres=two)), 6) for y in (easy, hard)]
     [0.006732, 2.736177]
     """
-    similarity = (embeddings @ centres.flatten(0, 1).T).unflatten(1, centres.shape[:2])
-    score = ((similarity / gamma).softmax(2) * similarity).sum(2)
+    by_centre = centres.transpose(
+        0, 1
+    )  # classes last, [K, C, D]: sums over K then read memory in order
+    similarity = (embeddings @ by_centre.flatten(0, 1).T).unflatten(1, by_centre.shape[:2])
+    score = ((similarity / gamma).softmax(1) * similarity).sum(1)
     true_class = F.one_hot(labels, score.shape[1]).to(score.dtype)
     return F.cross_entropy(lam * (score - delta * true_class), labels)
 

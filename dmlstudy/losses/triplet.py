@@ -38,7 +38,7 @@ def triplet_batch_hard(
     """
     violation = _hardest(d, positive, negative)
     loss = F.softplus(violation) if margin is None else (margin + violation).relu()
-    return (loss * (positive.any(1) & negative.any(1))).sum(), len(d)
+    return loss.sum(), len(d)
 
 
 @pair_loss(squared)
@@ -62,9 +62,7 @@ def mined_triplet(
     >>> [round(float(mined_triplet(x, y, margin=m)), 6) for y, m in ((easy, .6), (hard, .2))]
     [0.2, 1.8]
     """
-    complete = positive.any(1) & negative.any(1)
-    violation = (_hardest(d2, positive, negative) + margin).masked_fill(~complete, 0)
-    return active(violation.relu())
+    return active((_hardest(d2, positive, negative) + margin).relu())
 
 
 @pair_loss(distance)
@@ -75,8 +73,8 @@ def triplet_all(
 
         L = mean of d_ap - d_an + m over the triplets where it is positive
 
-    No [B, B, B] tensor: with an anchor's negatives sorted, those that violate (a, p) are its first n_ap, and
-    their sum is n_ap (d_ap + m) minus a cumulative sum.
+    No [B, B, B] tensor: the sum is linear in the distances, each counted as often as its pair is in a violating
+    triplet, and that is the place of d_an in the sorted list of the d_ap + m.
 
     Args:
         embeddings: [B, D].
@@ -90,27 +88,22 @@ def triplet_all(
     >>> round(float(triplet_all(x, torch.tensor([0, 0, 1]), margin=0.5)), 6)  # (4 - 1 + .5 + 4 - 3 + .5) / 2
     2.5
     """
-    ascending, order = d.detach().masked_fill(~negative, torch.inf).sort(1)
-    nearest_sum = F.pad(d.masked_fill(~negative, 0).gather(1, order).cumsum(1), (1, 0))
-    reach = d + margin
-    violators = _smaller(ascending, reach.detach(), positive)
-    total = (violators * reach - nearest_sum.gather(1, violators)).sum()
-    return total, violators.sum()
-
-
-def _smaller(ascending: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """How many entries of its ascending row each masked value exceeds, [R, B]; 0 for the others."""
-    few = int(mask.sum(1).max())  # positives of an anchor: only they are searched for
-    wanted, at = values.masked_fill(~mask, -torch.inf).topk(few, dim=1)
-    return torch.zeros_like(mask, dtype=torch.long).scatter_(
-        1, at, torch.searchsorted(ascending, wanted)
-    )
+    most = int(positive.sum(1).max())  # positives of an anchor
+    # -1 is below every distance, so that what is no positive is in no violating triplet.
+    reach = torch.where(positive, d + margin, -1).topk(most).values.flip(1)
+    with torch.no_grad():
+        beyond = torch.searchsorted(
+            reach, d, right=True
+        )  # so many positives do not violate with it
+        beyond.masked_fill_(~negative, most)
+        push = (most - beyond).to(d.dtype)
+        pull = torch.zeros(len(d), most + 1, dtype=torch.long, device=d.device)
+        pull = pull.scatter_add_(1, beyond, torch.ones_like(beyond)).cumsum(1)[:, :-1]
+    return (pull * reach).sum() - (push * d).sum(), pull.sum()
 
 
 def _hardest(d: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Distance to the farthest positive less that to the nearest negative, [R]; -inf without a negative."""
-    farthest_positive = d.masked_fill(~positive, 0).amax(1)
-    # Infinity, because amin shares its gradient among ties: a finite filling that some negative equals
-    # would take part of it. A row without negatives gives l(-inf) = 0, and so does its gradient.
-    nearest_negative = d.masked_fill(~negative, torch.inf).amin(1)
+    """Distance to the farthest positive less that to the nearest negative, [R]; -inf without one of the two."""
+    farthest_positive = torch.where(positive, d, -torch.inf).max(1).values
+    nearest_negative = torch.where(negative, d, torch.inf).min(1).values
     return farthest_positive - nearest_negative
