@@ -118,20 +118,23 @@ def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  #
         print(f"seed {seed}  " + "  ".join(f"{k} {v:.2f}" for k, v in evaluation.metrics.items()))
 
 
-@command("controls hdml glyphs -p 'seeds=[0,1,2,3,4,5]' --out controls.csv")
+@command("controls hdml glyphs -p 'seeds=[0,1,2,3,4,5]' --folds 0,1 --out controls.csv")
 def controls(
     method: str,
     dataset: str,
     p: Sets = [],  # noqa: B006
-    fold: int = 0,
+    folds: Annotated[str, typer.Option(help="Validation folds, such as 0,1.")] = "all",
     out: Annotated[str, typer.Option(help="CSV file to add the rows to.")] = "",
 ) -> None:
-    """Does the method's own idea help? It against its controls, seed by seed, on a validation fold."""
-    from dmlstudy.study.controls import METRICS, append, compare, controls_table
+    """Does the method's own idea help? It against its controls, paired by fold, class and seed, on validation folds."""
+    from dmlstudy.study.controls import METRICS, append, compare, controls_table, read
     from dmlstudy.study.parameter_files import load_params
     from dmlstudy.study.params import settings
 
-    chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
+    given = load_params(method, dataset, parse_overrides(p))
+    numbers = fold_numbers(folds, settings(method, given).protocol.folds)
+    read(Path(out))  # refuse a file of another form before the work
+    chosen = [settings(method, given | {"fold": fold}) for fold in numbers]
     compared = compare(chosen, log=print)
     print("\n" + controls_table(compared, METRICS).text())
     if out:
@@ -217,6 +220,21 @@ def html(reports: Reports = LOCAL) -> None:
     with ProcessPoolExecutor() as pool:
         done = list(pool.map(to_html, sorted(notebooks)))
     print(f"{len(done)} HTML files, start with {os.path.relpath(folder / 'summary.html', PROJECT)}")
+
+
+def fold_numbers(text: str, count: int) -> list[int]:
+    """The validation folds that --folds names.
+
+    >>> fold_numbers("0,2", 4), fold_numbers("all", 2)
+    ([0, 2], [0, 1])
+    """
+    allowed = {str(fold): fold for fold in range(count)}
+    names = list(allowed) if text == "all" else text.split(",")
+    if not set(names) <= set(allowed) or len(set(names)) < len(names):
+        raise StudyError(
+            f"--folds takes all, or different numbers from 0 to {count - 1} such as 0,1, not '{text}'."
+        )
+    return [allowed[name] for name in names]
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:

@@ -122,6 +122,13 @@ def test_validate_reads_a_fold(call):
     assert out.count("R@1 ") == 2
 
 
+@pytest.mark.parametrize("folds", ["", "0,0", "0,4", "-1", "0;1", "some"])
+def test_folds_are_refused_before_anything_is_trained(call, folds):
+    code, _, err = call("controls", "fastap", "glyphs", "--folds", folds)
+    assert code == 1
+    assert f"from 0 to 3 such as 0,1, not '{folds}'" in err
+
+
 def test_overrides_are_yaml():
     given = ["epochs=2", "seeds=[0, 1]", "epsilon=null", "dataset=folder:a=b", " flip = true"]
     assert parse_overrides(given) == {

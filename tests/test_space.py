@@ -1,4 +1,4 @@
-"""Clustering, verification, the shape of the space and uncertainty, against scikit-learn and loops."""
+"""Clustering, verification and the shape of the space, against scikit-learn and loops."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,10 @@ from torch import Tensor
 
 from dmlstudy.evaluation import (
     auroc,
-    class_bootstrap,
     inner_product,
     nmi,
     ordered_pairs,
     pair_histograms,
-    t_interval,
 )
 from dmlstudy.evaluation.clustering import mutual_information
 from dmlstudy.evaluation.search import Similarity
@@ -111,15 +109,3 @@ def test_spectrum():
     flat = torch.cat([F.normalize(torch.randn(200, 8, generator=g)), torch.zeros(200, 8)], 1)
     turned = flat @ torch.linalg.qr(torch.randn(16, 16, generator=g))[0]
     assert spectral_decay(turned) == pytest.approx(spectral_decay(flat), abs=1e-6)
-
-
-def test_uncertainty():
-    mean, half = t_interval([1.0, 2.0, 3.0, 4.0])
-    assert (mean, half) == pytest.approx(
-        (2.5, 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2), rel=1e-5
-    )
-    assert np.isnan(t_interval([1.0])[1])
-    difference = np.random.default_rng(0).normal(1, 1, 20)
-    low, high = class_bootstrap(difference, np.full(20, 10))
-    assert low < difference.mean() < high
-    assert (low, high) == class_bootstrap(difference, np.full(20, 10))

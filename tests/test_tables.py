@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from dmlstudy.errors import StudyError
-from dmlstudy.evaluation import class_bootstrap
 from dmlstudy.study.controls import controls_table, recorded_controls
 from dmlstudy.study.literature import load_reported
 from dmlstudy.study.ranking import ranking
@@ -30,6 +29,8 @@ def made_up(method, score, dataset="cub200_2010", comparable=False, **changes) -
         "R@1": [(score + s + easy + rng.normal(0, 1, 10)).tolist() for s in (-1, 0, 1)],
         "baseline R@1": [(40 + easy).tolist()] * 3,
     }
+    per_class["MAP@R"] = (np.array(per_class["R@1"]) - 20).tolist()
+    per_class["baseline MAP@R"] = (np.array(per_class["baseline R@1"]) - 20).tolist()
     spread = {"R@1": 0, "R@2": 10, "R@4": 20, "R@8": 30, "R@10": 31, "R@100": 35, "MAP@R": -20}
     content = {
         "method": method,
@@ -209,15 +210,52 @@ def test_written_copies_keep_values_and_links(tmp_path):
     assert {"ranking_cub200_2010", "controls", "incomparable", "inshop"} <= written
 
 
+def many_seeds(record, times=3):
+    """The same record as if its seeds had run that many times: with MIN_SEEDS of them rows are judged."""
+    scores = {k: v * times for k, v in record.metrics.items()}
+    start = {k: v * times for k, v in record.baseline.items()}
+    fixed = "classes", "queries"
+    by_class = {k: v if k in fixed else v * times for k, v in record.per_class.items()}
+    seeds = list(range(3 * times))
+    new = {"seeds": seeds, "metrics": scores, "baseline": start, "per_class": by_class}
+    return record.model_copy(update=new)
+
+
+def verdicts(table, metric="R@1"):
+    return table.data[f"{metric} not distinguishable from best"].tolist()
+
+
 def test_ranking_orders_methods_around_the_untrained_trunk():
-    table = ranking(
-        [made_up(m, s) for m, s in [("a", 35.0), ("bb", 55.0), ("ccc", 54.9)]], "cub200_2010"
-    )
+    records = [made_up(m, s) for m, s in [("a", 35.0), ("bb", 55.0), ("ccc", 54.9)]]
+    table = ranking(map(many_seeds, records), "cub200_2010")
     assert table.data["method"].tolist() == ["bb", "ccc", "untrained", "a"]
-    assert table.data["delta_untrained"].round(6).tolist()[:2] == [15.0, 14.9]
-    low, high = table.data[["delta_low", "delta_high"]].iloc[0]
-    assert low <= 15.0 <= high and high - low < 3
-    assert table.data["not_distinguishable_from_best"].tolist() == ["best", "yes", "no", "no"]
+    assert table.data["R@1 delta untrained"].round(6).tolist()[:2] == [15.0, 14.9]
+    low, high = table.data[["R@1 delta low", "R@1 delta high"]].iloc[0]
+    assert low < 15.0 < high and high - low < 4
+    assert verdicts(table) == verdicts(table, "MAP@R") == ["best", "yes", "no", "no"]
+    assert table.texts[2][7] == ["R@1: no", "MAP@R: no"]
+    assert not any("Fewer than 6 seeds" in note.en for note in table.notes)
+
+
+def test_intervals_of_a_table_widen_with_its_rows():
+    def width(*methods):
+        table = ranking([many_seeds(made_up(m, 50.0 - len(m))) for m in methods], "cub200_2010")
+        return np.diff(table.data[["R@1 delta low", "R@1 delta high"]].iloc[0]).item()
+
+    assert width("a", "bb", "ccc") > 1.2 * width("a")
+
+
+def test_rows_are_best_by_each_metric_alone():
+    other = made_up("bb", 55.0)
+    worse = {**other.metrics, "MAP@R": [1.0, 2.0, 3.0]}
+    records = [made_up("a", 50.0), other.model_copy(update={"metrics": worse})]
+    table = ranking(records, "cub200_2010")
+    assert verdicts(table)[0] == "best" and verdicts(table, "MAP@R")[1] == "best"
+
+
+def test_ranking_decides_nothing_under_six_seeds():
+    table = ranking([made_up("a", 22.0), many_seeds(made_up("bb", 55.0))], "cub200_2010")
+    assert verdicts(table) == ["best", "too few seeds", "too few seeds"]
     assert any("Fewer than 6 seeds" in note.en for note in table.notes)
 
 
@@ -235,18 +273,11 @@ def test_ranking_says_where_conditions_differ():
 
 
 def test_ranking_without_per_class_values_has_dashes_not_intervals():
-    records = [made_up("a", 50.0, per_class={}), made_up("b", 49.0, per_class={})]
+    old = {"classes": ["x", "y"], "queries": [1, 1]}
+    records = [made_up("a", 50.0, per_class=old), made_up("b", 49.0, per_class={})]
     table = ranking(records, "cub200_2010")
     assert table.texts[0][3] == ["+10.0"]
-    assert table.data["not_distinguishable_from_best"].tolist() == ["best", DASH, DASH]
-
-
-def test_bootstrap_weights_classes_by_their_queries():
-    low, high = class_bootstrap(np.array([0.0, 10.0] * 50), np.array([0, 7] * 50))
-    assert (low, high) == (10.0, 10.0)
-    low, high = class_bootstrap(np.array([0.0, 10.0] * 50), np.ones(100))
-    assert low == pytest.approx(5 - 1.96 * 0.5, abs=0.15)
-    assert high == pytest.approx(5 + 1.96 * 0.5, abs=0.15)
+    assert verdicts(table) == verdicts(table, "MAP@R") == ["best", DASH, DASH]
 
 
 def test_everything_stands_without_a_single_record(tmp_path):

@@ -13,13 +13,13 @@ from dmlstudy.evaluation.clustering import nmi
 from dmlstudy.evaluation.retrieval import Retrieval, retrieve
 from dmlstudy.evaluation.search import Similarity, inner_product, neighbours
 from dmlstudy.evaluation.spectrum import alignment, density, spectral_decay, uniformity
-from dmlstudy.evaluation.uncertainty import class_bootstrap, t_interval
+from dmlstudy.evaluation.uncertainty import t_interval
 from dmlstudy.evaluation.verification import auroc, ordered_pairs, pair_histograms
 
 __all__ = [
     "Evaluation",
+    "Retrieval",
     "auroc",
-    "class_bootstrap",
     "evaluate",
     "inner_product",
     "neighbours",

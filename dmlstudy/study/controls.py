@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from dmlstudy.evaluation.uncertainty import t_interval
+from dmlstudy.errors import StudyError
+from dmlstudy.evaluation import Retrieval
+from dmlstudy.evaluation.uncertainty import (
+    MIN_SEEDS,
+    Difference,
+    fold_difference,
+    seed_difference,
+)
 from dmlstudy.methods import METHODS, find_method
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.parameter_files import load_params
 from dmlstudy.study.params import Settings
 from dmlstudy.study.params import settings as checked
-from dmlstudy.study.ranking import MIN_SEEDS
+from dmlstudy.study.ranking import FEW
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import Cell, Note, Part, Table, change, notebook_link, number
 
-DECIDED = "beats its control"
 PAPER = "the paper's values"  # what the control of a tuned row has
 METRICS = ("R@1", "MAP@R")
 HEADS = "data set", "method", "control", "metric", "method's", "control's", "difference", "beats it"
 Scores = Mapping[str, Sequence[float]]  # by metric, one value per seed
+ByClass = Mapping[str, np.ndarray]  # by metric, [seeds, classes]; "queries": [classes]
 
 
 @dataclass(frozen=True)
@@ -32,13 +41,14 @@ class Comparison:
     """A method less one of its controls, over seeds that both ran on.
 
     Attributes:
-        fold: of the training classes that it was tested on; None for the test classes.
+        folds: of the training classes that they were tested on, such as "0, 1"; "" for the test classes.
         difference: mean over seeds, in points.
-        half_width: of the 95 % t interval of paired differences.
+        error: its standard error.
+        df: degrees of freedom of that.
     """
 
     dataset: str
-    fold: int | None
+    folds: str
     method: str
     control: str
     metric: str
@@ -46,28 +56,32 @@ class Comparison:
     with_idea: float
     control_value: float
     difference: float
-    half_width: float
+    error: float
+    df: float
 
-    @property
-    def verdict(self) -> str:
-        """Whether the method beats its control: yes, no, or (always with few seeds) not distinguishable."""
-        if self.seeds < MIN_SEEDS or abs(self.difference) <= self.half_width:
+    def half_width(self, family: int) -> float:
+        """Of the 95 % interval that holds together with those of so many comparisons in all."""
+        return Difference(self.difference, self.error, self.df).half_width(family)
+
+    def verdict(self, family: int) -> str:
+        """Whether the method beats its control: yes, no, not distinguishable, or too few seeds to say."""
+        if self.seeds < MIN_SEEDS:
+            return FEW
+        if not abs(self.difference) > self.half_width(family):
             return "not distinguishable"
         return "yes" if self.difference > 0 else "no"
 
 
 def comparisons(
-    dataset: str, fold: int | None, method: str, own: Scores, controls: Mapping[str, Scores]
+    dataset: str, method: str, own: Scores, controls: Mapping[str, Scores]
 ) -> list[Comparison]:
-    """A method less each of its controls by each metric; controls may have run on the first few seeds only."""
+    """A method less each of its controls on the test classes; controls may have run on the first few seeds only."""
     compared = []
     for control, scores in controls.items():
         for metric in [name for name in scores if name in own]:
-            pairs = list(zip(own[metric], scores[metric], strict=False))
-            difference, half_width = t_interval([a - b for a, b in pairs])
-            with_idea, control_value = (fmean(column) for column in zip(*pairs, strict=True))
-            values = with_idea, control_value, difference, half_width
-            compared.append(Comparison(dataset, fold, method, control, metric, len(pairs), *values))
+            here, there = zip(*zip(own[metric], scores[metric], strict=False), strict=True)
+            values = fmean(here), fmean(there), *seed_difference(here, there)
+            compared.append(Comparison(dataset, "", method, control, metric, len(here), *values))
     return compared
 
 
@@ -82,43 +96,73 @@ def control_overrides(settings: Settings) -> dict[str, dict[str, Any]]:
     return {name: own for name, own in named.items() if not own.items() <= given}
 
 
-def compare(settings: Settings, log: Callable[[str], None]) -> list[Comparison]:
-    """Train the method and each of its controls with the same seeds.
+def compare(folds: Sequence[Settings], log: Callable[[str], None]) -> list[Comparison]:
+    """Train the method and each of its controls with the same seeds on each fold.
 
     Args:
-        settings: with a validation fold, so that no test class is read.
+        folds: the same settings, each with a validation fold of its own, so that no test class is read.
         log: takes progress lines.
     """
-    experiment = Experiment(settings, log=lambda line: None)
-    protocol, method = settings.protocol, settings.method
-    assert protocol.fold is not None
+    protocol, method = folds[0].protocol, folds[0].method
+    controls: dict[str, dict[str, object]] = {"": {}} | control_overrides(folds[0])
+    scores: dict[str, list[ByClass]] = {control: [] for control in controls}
+    for settings in folds:
+        experiment = Experiment(settings, log=lambda line: None)
+        for control, overrides in controls.items():
+            title = f"control {control}" if control else "as it is"
+            log(f"{method}, fold {settings.protocol.fold}, {title}: {len(protocol.seeds)} seeds")
+            runs = [experiment.run(seed, overrides) for seed in protocol.seeds]
+            scores[control].append(_by_class([run.evaluation.retrieval for run in runs]))
+    own = scores.pop("")
+    place = protocol.dataset, ", ".join(str(s.protocol.fold) for s in folds), method
+    return [
+        Comparison(*place, control, metric, len(protocol.seeds), *_compared(own, others, metric))
+        for control, others in scores.items()
+        for metric in METRICS
+    ]
 
-    def scores(title: str, overrides: dict[str, object]) -> Scores:
-        log(f"{method}, {title}: {len(protocol.seeds)} seeds")
-        runs = [experiment.run(seed, overrides).evaluation.metrics for seed in protocol.seeds]
-        return {metric: [scores[metric] for scores in runs] for metric in METRICS}
 
-    own = scores("as it is", {})
-    controls = {
-        name: scores(f"control {name}", overrides)
-        for name, overrides in control_overrides(settings).items()
+def _by_class(scored: Sequence[Retrieval]) -> ByClass:
+    """Means over the queries of each class in percent, a row per seed."""
+    _, labels, queries = np.unique(scored[0].labels, return_inverse=True, return_counts=True)
+    values = {"R@1": [r.hits[1] for r in scored], "MAP@R": [r.map_at_r for r in scored]}
+    means = {
+        metric: np.stack([100 * np.bincount(labels, row) / queries for row in rows])
+        for metric, rows in values.items()
     }
-    return comparisons(protocol.dataset, protocol.fold, method, own, controls)
+    return {**means, "queries": queries}
+
+
+def _compared(own: Sequence[ByClass], other: Sequence[ByClass], metric: str) -> tuple[float, ...]:
+    """Mean of either over seeds, folds and queries, then what `Difference` holds."""
+    queries = np.concatenate([fold["queries"] for fold in own])
+    here, there = (
+        float(np.average(np.concatenate([f[metric].mean(0) for f in folds]), weights=queries))
+        for folds in (own, other)
+    )
+    pairs = [(a[metric], b[metric], a["queries"]) for a, b in zip(own, other, strict=True)]
+    return here, there, *fold_difference(pairs)
 
 
 def append(path: Path, compared: Sequence[Comparison]) -> None:
     """Add rows to a CSV file, with a header if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Floats with all their digits: a rounded interval may decide otherwise when it is read back.
-    frame = pd.DataFrame(compared).assign(**{DECIDED: [c.verdict for c in compared]})
+    # Floats with all their digits: a rounded error may decide otherwise when it is read back.
+    frame = pd.DataFrame(compared)
     frame.to_csv(path, mode="a", header=not path.exists(), index=False, na_rep="nan")
 
 
 def read(path: Path) -> list[Comparison]:
-    """The rows of such a file; none if there is no file."""
-    if not path.exists():
+    """The rows of such a file; none if there is no file.
+
+    Raises:
+        StudyError: it has other columns.
+    """
+    if not path.is_file():
         return []
-    frame = pd.read_csv(path, float_precision="round_trip").drop(columns=DECIDED)
+    frame = pd.read_csv(path, float_precision="round_trip", dtype={"folds": str})
+    if list(frame) != [field.name for field in fields(Comparison)]:
+        raise StudyError(f"{path} has other columns: delete it and run `dmlstudy controls` again.")
     return [Comparison(*row) for row in frame.itertuples(index=False)]
 
 
@@ -127,7 +171,7 @@ def recorded_controls(records: Iterable[Record]) -> list[Comparison]:
     return [
         comparison
         for r in records
-        for comparison in comparisons(r.dataset, None, r.method, r.metrics, r.controls)
+        for comparison in comparisons(r.dataset, r.method, r.metrics, r.controls)
     ]
 
 
@@ -151,33 +195,61 @@ def controls_table(
     records = list(records)
     for record in records:
         titles |= {record.dataset: record.dataset_title, record.method: record.title}
-    rows = [_row(c, titles, digits, linked=bool(records)) for c in chosen]
-    note = (
-        "The difference is taken seed by seed, ± is its 95 % t interval over seeds; "
-        f"fewer than {MIN_SEEDS} seeds never decide."
-    )
+    # A data set is a family: its verdicts and intervals hold together.
+    families = Counter(c.dataset for c in chosen)
+    rows = [_row(c, families[c.dataset], titles, digits, linked=bool(records)) for c in chosen]
     return Table(
         name=name,
         title=f"Methods and their own controls, {', '.join(metrics)} (%)",
         columns=HEADS,
         rows=rows,
-        data=pd.DataFrame(chosen, columns=[f.name for f in fields(Comparison)])
-        .rename(columns={"with_idea": "mean", "control_value": "control_mean"})
-        .drop(columns="fold"),
-        notes=[Note(note if rows else "No control has run yet.")],
+        data=pd.DataFrame(
+            [
+                (*astuple(c), c.half_width(n), c.verdict(n))
+                for c in chosen
+                for n in [families[c.dataset]]
+            ],
+            columns=[
+                *(field.name for field in fields(Comparison)),
+                "half_width",
+                "beats its control",
+            ],
+        ).drop(columns="folds"),
+        notes=[_note(chosen, families) if rows else Note("No control has run yet.")],
     )
 
 
-def _row(c: Comparison, titles: Mapping[str, str], digits: int, linked: bool) -> list[Cell]:
-    width = f"± {number(c.half_width, digits)}, {c.seeds} seeds" if c.seeds > 1 else "1 seed"
+def _note(chosen: Sequence[Comparison], families: Counter[str]) -> Note:
+    listed = ", ".join(f"{dataset} {count}" for dataset, count in families.items())
+    target = "paired by seed: for new seeds on these very test classes"
+    chinese = "按种子配对；推断对象为新的种子，类别即此测试类别"
+    if chosen[0].folds:
+        target = "paired by fold, class and seed: for new seeds and for new classes like these"
+        chinese = "按折、类别、种子配对；推断对象为新的种子与同类的新类别"
+    return Note(
+        f"± is the 95 % interval of the difference, {target}. All of one data set in this table hold "
+        f"together (Bonferroni; {listed}); fewer than {MIN_SEEDS} seeds never decide.",
+        f"± 为差的 95% 区间，{chinese}。本表同一数据集的各区间同时成立（Bonferroni 校正；{listed}）；"
+        f"种子少于 {MIN_SEEDS} 个不作判断。",
+    )
+
+
+def _row(
+    c: Comparison, family: int, titles: Mapping[str, str], digits: int, linked: bool
+) -> list[Cell]:
+    width = f"± {number(c.half_width(family), digits)}, {c.seeds} seeds"
     link = notebook_link(c.dataset, c.method) if linked else None
+    folds = f", fold{'s' if ',' in c.folds else ''} {c.folds}" if c.folds else ""
     return [
-        titles.get(c.dataset, c.dataset) + ("" if c.fold is None else f", fold {c.fold}"),
+        titles.get(c.dataset, c.dataset) + folds,
         Part(titles.get(c.method, c.method), "", link),
         c.control,
         c.metric,
         Part(number(c.with_idea, digits), "ours"),
         number(c.control_value, digits),
-        (change(c.difference, digits=digits), Part(width, "muted")),
-        c.verdict,
+        (
+            change(c.difference, digits=digits),
+            Part(width if c.seeds > 1 else "1 seed", "muted"),
+        ),
+        c.verdict(family),
     ]

@@ -181,8 +181,8 @@ class Report:
         """The method beside its controls, on the same seeds."""
         if not self.control_runs:
             return Markdown("*No control was run: this row has none, or `control_seeds` is 0.*")
-        place = self.protocol.dataset, self.protocol.fold, self.settings.method
         controls = {name: _scores(runs) for name, runs in self.control_runs.items()}
+        place = self.protocol.dataset, self.settings.method
         compared = comparisons(*place, _scores(self.runs), controls)
         metrics = self.first, "R-precision", "MAP@R", "NMI"
         return controls_table(compared, metrics, digits=2)

@@ -1,4 +1,4 @@
-"""Methods compared with each other and with the untrained trunk."""
+"""Methods compared with each other and with the untrained trunk, over seeds and over test classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dmlstudy.evaluation.uncertainty import Interval, class_bootstrap, t_interval
+from dmlstudy.evaluation.uncertainty import MIN_SEEDS, Difference, class_difference, t_interval
 from dmlstudy.study.params import PRESENTATION, Protocol
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import (
@@ -26,8 +26,12 @@ from dmlstudy.study.tables import (
 )
 
 UNTRAINED = "untrained"
-MIN_SEEDS = 6  # under this many, intervals only
-METRIC, *OTHERS = "R@1", "MAP@R", "NMI"
+JUDGED = "R@1", "MAP@R"  # the first decides the order
+LEVEL = 0.05
+SAME = "not distinguishable from best"
+FEW = "too few seeds"
+DRAWN_EN = "new seeds and for new classes like these"
+DRAWN_ZH = "推断对象为新的种子与同类的新类别"
 
 
 class Estimate(NamedTuple):
@@ -64,14 +68,14 @@ def untrained(record: Record) -> Record:
     return record.model_copy(update=own)
 
 
-def class_interval(record: Record, other: Record) -> Interval:
-    """Paired interval of the difference in R@1, NaN where the test classes are not the same."""
+def difference(record: Record, other: Record, metric: str) -> Difference:
+    """One run less another; unknown where a record lacks the metric by class or the classes are not the same."""
     mine, theirs = record.per_class, other.per_class
     alike = all(mine.get(key) == theirs.get(key) for key in ("classes", "queries"))
-    if not alike or METRIC not in mine or METRIC not in theirs:
-        return nan, nan
-    here, there = (np.mean(np.asarray(rows[METRIC], float), axis=0) for rows in (mine, theirs))
-    return class_bootstrap(here - there, np.asarray(mine["queries"], float))
+    if not alike or metric not in mine or metric not in theirs:
+        return Difference()
+    here, there = (np.asarray(rows[metric], float) for rows in (mine, theirs))
+    return class_difference(here, there, np.asarray(mine["queries"], float))
 
 
 def ranking(records: Iterable[Record], dataset: str) -> Table:
@@ -79,63 +83,102 @@ def ranking(records: Iterable[Record], dataset: str) -> Table:
     here = sorted((r for r in records if r.dataset == dataset), key=lambda r: r.method)
     starts = [r for r in here if r.method == UNTRAINED]
     added = [untrained(r) for r in here[:1] if not starts]
-    entries = sorted([*here, *added], key=lambda r: -np.mean(r.metrics.get(METRIC, -np.inf)))
-    lines = [_ranked(i, r, entries[0], r not in added) for i, r in enumerate(entries, start=1)]
-    columns = ["", "method", METRIC, "Δ untrained trunk", *OTHERS, "not distinguishable from best"]
+    entries = sorted([*here, *added], key=lambda r: -_mean(r, JUDGED[0]))
+    lines = [_ranked(i, r, entries, r not in added) for i, r in enumerate(entries, start=1)]
+    scores = [head for metric in JUDGED for head in (metric, f"Δ {metric}")]
     return Table(
         name=f"ranking_{dataset}",
-        title=f"Equal conditions: {here[0].dataset_title if here else dataset}, {METRIC} (%)",
-        columns=[*columns, "deviates from the protocol in"],
+        title=f"Equal conditions: {here[0].dataset_title if here else dataset}, {JUDGED[0]} (%)",
+        columns=["", "method", *scores, "NMI", SAME, "deviates from the protocol in"],
         rows=[cells for cells, _ in lines],
         data=pd.DataFrame([numbers for _, numbers in lines]),
         notes=_notes(here) if here else [Note(f"No finished run on {dataset} yet.")],
     )
 
 
+def _mean(record: Record, metric: str) -> float:
+    return float(np.mean(record.metrics.get(metric, -np.inf)))
+
+
 def _ranked(
-    rank: int, record: Record, best: Record, executed: bool
+    rank: int, record: Record, entries: Sequence[Record], executed: bool
 ) -> tuple[list[Cell], dict[str, Any]]:
     """The cells of a row, and the same as numbers; `executed`: a notebook of its own shows it."""
     trunk = record.method == UNTRAINED
-    here, *others = (estimate(record.metrics.get(name, ())) for name in (METRIC, *OTHERS))
-    delta = nan if trunk else improvement(record, METRIC)
-    low, high = (nan, nan) if trunk else class_interval(record, untrained(record))
-    alike = "best" if record is best else _contains_zero(*class_interval(record, best))
     link = notebook_link(record.dataset, record.method) if executed else None
     start = Part("Untrained trunk", "" if link else "muted", link)
-    limits = () if np.isnan(low) else (Part(f"[{signed(low)}, {signed(high)}]", "muted"),)
     cells: list[Cell] = [
         str(rank),
         (start, Part("where every row starts", "muted")) if trunk else Part(record.title, "", link),
-        Part(str(here), "" if trunk else "ours"),
-        DASH if trunk else (change(delta), *limits),
-        *map(str, others),
-        alike,
-        DASH if trunk else "; ".join(record.deviations) or "nothing",
     ]
-    numbers = {"rank": rank, "method": record.method, **here._asdict()}
-    numbers |= {"delta_untrained": delta, "delta_low": low, "delta_high": high}
-    numbers |= {name: other.mean for name, other in zip(OTHERS, others, strict=True)}
-    return cells, numbers | {"not_distinguishable_from_best": alike, "notebook": link}
+    numbers: dict[str, Any] = {"rank": rank, "method": record.method, "seeds": len(record.seeds)}
+    for metric in JUDGED:
+        scored, values = _scored(record, entries, metric)
+        cells += scored
+        numbers |= {f"{metric} {head}": value for head, value in values.items()}
+    nmi = estimate(record.metrics.get("NMI", ()))
+    alike = tuple(Part(f"{metric}: {numbers[f'{metric} {SAME}']}") for metric in JUDGED)
+    cells += [str(nmi), alike, DASH if trunk else "; ".join(record.deviations) or "nothing"]
+    return cells, numbers | {"NMI mean": nmi.mean, "notebook": link}
 
 
-def _contains_zero(low: float, high: float) -> str:
-    if np.isnan(low):
+def _scored(
+    record: Record, entries: Sequence[Record], metric: str
+) -> tuple[list[Cell], dict[str, Any]]:
+    """Score and change to the untrained trunk by one metric, as cells and as numbers."""
+    trunk = record.method == UNTRAINED
+    here = estimate(record.metrics.get(metric, ()))
+    delta = nan if trunk else improvement(record, metric)
+    gain = Difference() if trunk else difference(record, untrained(record), metric)
+    half = gain.half_width(comparisons=len(entries) - 1)
+    low, high = gain.mean - half, gain.mean + half
+    limits = () if np.isnan(half) else (Part(f"[{signed(low)}, {signed(high)}]", "muted"),)
+    moved: Cell = DASH if trunk else (change(delta), *limits)
+    numbers: dict[str, Any] = {
+        "mean": here.mean,
+        "half width": here.half_width,
+        "delta untrained": delta,
+    }
+    numbers |= {"delta low": low, "delta high": high, SAME: _like_best(record, entries, metric)}
+    return [Part(str(here), "" if trunk else "ours"), moved], numbers
+
+
+def _like_best(record: Record, entries: Sequence[Record], metric: str) -> str:
+    """Whether a row can be told from the one that is best by the metric."""
+    best = max(entries, key=lambda r: _mean(r, metric))
+    if record is best:
+        return "best"
+    less = difference(record, best, metric)
+    if np.isnan(less.mean):
         return DASH
-    return "yes" if low <= 0 <= high else "no"
+    if min(len(record.seeds), len(best.seeds)) < MIN_SEEDS:
+        return FEW
+    return "no" if less.range_p(rows=len(entries)) <= LEVEL else "yes"
 
 
 def _notes(records: list[Record]) -> list[Note]:
     notes = [Note(text) for text in dict.fromkeys(r.completeness for r in records) if text]
-    notes.append(Note("± is the 95 % t interval over seeds: training noise only."))
-    notes.append(
+    notes += [
+        Note("± is the 95 % t interval over seeds.", "± 为各种子均值的 95% t 区间。"),
         Note(
-            "[ ] is the 95 % interval of a paired bootstrap over test classes, of the mean over "
-            "seeds: choice of the test set only. The two are never merged."
-        )
-    )
+            f"[ ] is the 95 % interval of a difference to the untrained trunk for {DRAWN_EN}; "
+            f"by one metric, all of a table hold together (Bonferroni).",
+            f"[ ] 为与未训练主干之差的 95% 区间，{DRAWN_ZH}；同一指标下全表各区间同时成立（Bonferroni 校正）。",
+        ),
+        Note(
+            f"{SAME.capitalize()}, no: of equally good rows, two would differ as much in fewer "
+            f"than 5 of 100 such tables, for {DRAWN_EN} (Tukey's studentised range after Games and Howell).",
+            f"“no”：若各行同样好，此种表格中任意两行出现如此大差异者不足 5%，{DRAWN_ZH}"
+            "（Tukey 学生化极差，Games–Howell 形式）。",
+        ),
+    ]
     if min(len(r.seeds) for r in records) < MIN_SEEDS:
-        notes.append(Note(f"Fewer than {MIN_SEEDS} seeds: intervals only, no significance claims."))
+        notes.append(
+            Note(
+                f"Fewer than {MIN_SEEDS} seeds: intervals only, nothing is called distinguishable.",
+                f"种子少于 {MIN_SEEDS} 个：只给区间，不作显著性判断。",
+            )
+        )
     return notes + _unequal_conditions(records)
 
 
@@ -145,7 +188,9 @@ def _unequal_conditions(records: list[Record]) -> list[Note]:
     conditions = pd.DataFrame(
         {
             "seeds": str(r.seeds),
-            f"the untrained trunk's {METRIC}": number(estimate(r.baseline.get(METRIC, ())).mean),
+            f"the untrained trunk's {JUDGED[0]}": number(
+                estimate(r.baseline.get(JUDGED[0], ())).mean
+            ),
             **{name: str(r.params.get(name, default)) for name, default in protocol.items()},
         }
         for r in records
