@@ -29,8 +29,8 @@ def test_a_dollar_sign_in_a_name_is_no_formula(name):
 
 def test_curves_have_a_panel_per_term():
     def drawn(*terms):
-        rows = [{"epoch": e, **dict.fromkeys(terms, 1.0 / e)} for e in (1, 2)]
-        return size(figures.training_curves({0: rows, 1: rows}))
+        rows = [dict.fromkeys(terms, 1.0 / step) for step in (1, 2)]
+        return size(figures.training_curves({0: rows, 1: rows}, {"loss": 0.7}))
 
     assert drawn("loss", "regulariser")[0] == pytest.approx(2 * drawn("loss")[0], rel=0.05)
     assert size(figures.training_curves({0: []}))[1] < drawn("loss")[1]

@@ -132,7 +132,8 @@ def test_committed_records_load_and_are_written_unchanged(tmp_path):
     assert len(paths) >= 85
     for path in paths:
         save(load(path), tmp_path / "copy.json")
-        assert (tmp_path / "copy.json").read_bytes() == path.read_bytes(), path
+        copy, committed = (json.loads(p.read_text()) for p in (tmp_path / "copy.json", path))
+        assert copy == {"collapse": {}, "epochs": {}} | committed, path
 
 
 def test_all_broken_records_are_named_at_once(tmp_path):

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import t_interval
 from dmlstudy.methods import METHODS, find_method
+from dmlstudy.study.collapse import MARKS, rule_note
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import Settings
 from dmlstudy.study.ranking import MIN_SEEDS
@@ -112,8 +113,12 @@ def recorded_controls(records: Iterable[Record]) -> list[Comparison]:
     return [
         comparison
         for r in records
-        for comparison in comparisons(r.dataset, None, r.method, r.metrics, r.controls)
+        for comparison in comparisons(r.dataset, None, r.method, r.metrics, _marked(r))
     ]
+
+
+def _marked(record: Record) -> dict[str, Scores]:
+    return {n + MARKS[record.collapsed(n)]: scores for n, scores in record.controls.items()}
 
 
 def controls_table(
@@ -149,7 +154,10 @@ def controls_table(
         data=pd.DataFrame(chosen, columns=[f.name for f in fields(Comparison)])
         .rename(columns={"with_idea": "mean", "control_value": "control_mean"})
         .drop(columns="fold"),
-        notes=[Note(note if rows else "No control has run yet.")],
+        notes=[
+            Note(note if rows else "No control has run yet."),
+            *rule_note(c.control for c in chosen),
+        ],
     )
 
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +29,22 @@ from dmlstudy.data import (
     load,
 )
 from dmlstudy.errors import StudyError
-from dmlstudy.evaluation import Evaluation, evaluate
+from dmlstudy.evaluation import Evaluation, evaluate, retrieve
 from dmlstudy.methods import EmbedAll, Method, TrainingSet, find_method
 from dmlstudy.networks import Network, build_network
+from dmlstudy.study.collapse import State, state
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
 from dmlstudy.study.whole_file import whole_file
 from dmlstudy.training import Progress, train
+
+
+class Trained(NamedTuple):
+    """A method at its last epoch, and the teacher that it learned from."""
+
+    method: Method
+    progress: Progress
+    teacher: Trained | None = None
 
 
 @dataclass
@@ -44,6 +54,7 @@ class Run:
     Attributes:
         labels: int [N] of the training images as the method was shown them, -1 where unlabelled.
         query, gallery: test embeddings [Q, D], [G, D]; gallery None if the queries search each other.
+        teacher: the method's teacher, tested in the same way.
     """
 
     seed: int
@@ -53,6 +64,18 @@ class Run:
     gallery: Tensor | None
     evaluation: Evaluation
     labels: np.ndarray
+    teacher: Run | None = None
+
+    @property
+    def losses(self) -> tuple[float, float]:
+        """The first loss term: mean over the last epoch, and if all embeddings were equal; NaN without a step."""
+        for term, value in self.progress.collapsed.items():
+            return self.progress.history[-1][term], value
+        return nan, nan
+
+    @property
+    def collapsed(self) -> State:
+        return state(self.evaluation.metrics["relative spread"], *self.losses)
 
 
 class Experiment:
@@ -86,8 +109,7 @@ class Experiment:
         hyper = {} if method else self.settings.hyper | (overrides or {})
         track = self.protocol.track
         track = replace(track, **{key: hyper.pop(key) for key in vars(track) if key in hyper})
-        built, progress = self._train(seed, name, hyper, track)
-        return self._test(seed, built, progress, track)
+        return self._test(seed, self._train(seed, name, hyper, track), track)
 
     @property
     def realised_track(self) -> dict[str, Any]:
@@ -95,9 +117,7 @@ class Experiment:
         track = self.protocol.track
         return {} if track == Track() else {"labels": track.realised(self.benchmark.train)}
 
-    def _train(
-        self, seed: int, name: str, hyper: dict[str, Any], track: Track
-    ) -> tuple[Method, Progress]:
+    def _train(self, seed: int, name: str, hyper: dict[str, Any], track: Track) -> Trained:
         """A method trained to the last epoch, from its checkpoint as far as that goes."""
         torch.manual_seed(seed)
         network = self._network()
@@ -106,12 +126,13 @@ class Experiment:
         train_inputs = self._inputs(self.benchmark.train)
         if self.protocol.head_start == "pca":
             network.start_head_from_pca(self._head_features(network, built, train_inputs))
+        teacher = None
         if kind.teacher:
-            teacher, given = kind.teacher
-            self.log(f"seed {seed}  teacher first: {find_method(teacher).title}")
+            its_name, given = kind.teacher
+            self.log(f"seed {seed}  teacher first: {find_method(its_name).title}")
             # All its hyperparameters by name, so that a row of its own shares the checkpoint.
-            hyper_of_teacher = settings(teacher, given).hyper
-            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track)[0])
+            teacher = self._train(seed, its_name, settings(its_name, given).hyper, track)
+            built.learn_from(teacher.method)
         path = self._checkpoint(name, hyper, track, seed)
         resume = torch.load(path, weights_only=False) if path.exists() else None
         if resume:
@@ -122,6 +143,8 @@ class Experiment:
 
         def after_epoch(progress: Progress) -> None:
             self._log_epoch(seed, progress.history[-1])
+            if self.protocol.epoch_scores:
+                progress.scores.append(self._epoch_scores(built))
             remedy = "free some space or set DMLSTUDY_CACHE to another folder"
             with whole_file(path, remedy) as partial:
                 torch.save(progress, partial)
@@ -136,26 +159,39 @@ class Experiment:
             after_epoch=after_epoch if name != "untrained" else lambda progress: None,
             device=self.protocol.device,
         )
-        return built, progress
+        return Trained(built, progress, teacher)
 
     def _log_epoch(self, seed: int, row: dict[str, float]) -> None:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
         self.log(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
 
-    def _test(self, seed: int, method: Method, progress: Progress, track: Track) -> Run:
-        b = self.benchmark
-        query = self._embed(method, b.query, "query")
-        gallery = None if b.gallery is None else self._embed(method, b.gallery, "gallery")
+    def _test(self, seed: int, trained: Trained, track: Track) -> Run:
+        method, progress, taught_by = trained
+        sets = self._test_sets(method)
         result = evaluate(
-            query,
-            torch.from_numpy(b.query.labels),
-            gallery,
-            None if b.gallery is None else torch.from_numpy(b.gallery.labels),
+            *sets,
             similarity=method.similarity,
-            ks=self.protocol.ks,
+            ks=sorted({1, *self.protocol.ks}),  # R@1 is what records keep per class
             nmi_seeds=self.protocol.nmi_seeds,
         )
-        return Run(seed, method, progress, query, gallery, result, track.labels(b.train))
+        labels, teacher = track.labels(self.benchmark.train), None
+        if taught_by is not None:
+            teacher = self._test(seed, taught_by, track)
+        return Run(seed, method, progress, sets[0], sets[2], result, labels, teacher)
+
+    def _epoch_scores(self, method: Method) -> dict[str, float]:
+        """R@1 and MAP@R in percent after an epoch, for the record only: nothing is chosen by them."""
+        found = retrieve(*self._test_sets(method), similarity=method.similarity, ks=[1])
+        scores = {"R@1": found.hits[1], "MAP@R": found.map_at_r}
+        return {name: float(100 * values.double().mean()) for name, values in scores.items()}
+
+    def _test_sets(self, method: Method) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Embeddings and labels of queries and, where the data set has one of its own, gallery."""
+        query, gallery = self.benchmark.query, self.benchmark.gallery
+        own = self._embed(method, query, "query"), torch.from_numpy(query.labels)
+        if gallery is None:
+            return *own, None, None
+        return *own, self._embed(method, gallery, "gallery"), torch.from_numpy(gallery.labels)
 
     def _embed(self, method: Method, images: ImageSet, role: str) -> Tensor:
         embed_all = EmbedAll(method, self._inputs(images), self.protocol.device)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import Interval, class_bootstrap, t_interval
+from dmlstudy.study.collapse import MARKS, rule_note
 from dmlstudy.study.params import PRESENTATION, Protocol
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import (
@@ -106,7 +107,9 @@ def _ranked(
     limits = () if np.isnan(low) else (Part(f"[{signed(low)}, {signed(high)}]", "muted"),)
     cells: list[Cell] = [
         str(rank),
-        (start, Part("where every row starts", "muted")) if trunk else Part(record.title, "", link),
+        (start, Part("where every row starts", "muted"))
+        if trunk
+        else Part(record.title + MARKS[record.collapsed()], "", link),
         Part(str(here), "" if trunk else "ours"),
         DASH if trunk else (change(delta), *limits),
         *map(str, others),
@@ -136,6 +139,7 @@ def _notes(records: list[Record]) -> list[Note]:
     )
     if min(len(r.seeds) for r in records) < MIN_SEEDS:
         notes.append(Note(f"Fewer than {MIN_SEEDS} seeds: intervals only, no significance claims."))
+    notes += rule_note(MARKS[r.collapsed()] for r in records)
     return notes + _unequal_conditions(records)
 
 
