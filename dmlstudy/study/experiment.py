@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,10 +69,12 @@ class Run:
 
     @property
     def losses(self) -> tuple[float, float]:
-        """The first loss term: mean over the last epoch, and if all embeddings were equal; NaN without a step."""
-        for term, value in self.progress.collapsed.items():
-            return self.progress.history[-1][term], value
-        return nan, nan
+        """The first loss term: mean over the last tenth of the steps, and for equal embeddings; NaN untrained."""
+        steps, at_a_point = self.progress.steps, self.progress.collapsed
+        if not at_a_point:
+            return nan, nan
+        term = next(iter(at_a_point))
+        return fmean(row[term] for row in steps[-max(len(steps) // 10, 1) :]), at_a_point[term]
 
     @property
     def collapsed(self) -> State:

@@ -202,11 +202,14 @@ class Report:
     def finish(self) -> None:
         """Fill in the verdict and write the record, the only proof that the run succeeded."""
         if self._verdict:
-            text = verdict(self.benchmark.title, self.runs, self.baselines, self.control_runs)
-            self._verdict.update(Markdown(text))
+            self._verdict.update(Markdown(self.verdict_text()))
         if self.protocol.record:
             results.save(self.record(), PROJECT / self.protocol.record)
             print("record written")
+
+    def verdict_text(self) -> str:
+        """The result in one sentence, English and Chinese, as Markdown."""
+        return verdict(self.benchmark.title, self.runs, self.baselines, self.control_runs)
 
     def record(self) -> results.Record:
         """This run's record."""
