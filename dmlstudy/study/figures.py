@@ -75,7 +75,16 @@ def training_curves(
     for term, axis in grid.axes_dict.items():
         if at_a_point and term in at_a_point:
             axis.axhline(at_a_point[term], color=NEUTRAL, linestyle="--")
-            axis.text(1, at_a_point[term], "full collapse", color=NEUTRAL, fontsize=8, va="bottom")
+            across = axis.get_yaxis_transform()
+            axis.text(
+                1,
+                at_a_point[term],
+                "full collapse",
+                size=8,
+                ha="right",
+                va="bottom",
+                transform=across,
+            )
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     return picture(grid.figure)
 
