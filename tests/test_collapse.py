@@ -1,6 +1,7 @@
 """A collapse is measured, named and marked; a sound run is not; what is stored after every epoch changes no bit."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -134,13 +135,11 @@ def test_an_untrained_trunk_has_no_loss_to_collapse(report):
     assert (record.collapse, record.epochs) == ({}, {})
 
 
-def test_a_collapsed_control_and_teacher_are_named(report):
-    made = report("teachers", control_seeds=0, **ABSURD)
-    record = made.record()
-    assert record.collapsed("its teacher, alone") == "yes"
-    assert "Fully or partly collapsed controls: its teacher, alone" in made.verdict_text()
-    assert "its teacher, alone ‡" in made.controls().text()
-    assert record.controls["its teacher, alone"].keys() == record.metrics.keys()
+def test_a_collapsed_control_is_named(report):
+    made = report("sche", control_seeds=1, lr=0.03, trunk_lr=0.03)
+    assert made.record().collapsed("no signatures") == "yes"
+    assert "no signatures ‡" in made.controls().text()
+    assert re.search("Fully or partly collapsed controls:.* no signatures", made.verdict_text())
 
 
 def test_scores_of_every_epoch_are_stored_and_the_last_one_counts(report):

@@ -10,7 +10,7 @@ from functools import cached_property
 from math import nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,14 +40,6 @@ from dmlstudy.study.whole_file import whole_file
 from dmlstudy.training import Progress, train
 
 
-class Trained(NamedTuple):
-    """A method at its last epoch, and the teacher that it learned from."""
-
-    method: Method
-    progress: Progress
-    teacher: Trained | None = None
-
-
 @dataclass
 class Run:
     """One trained and tested seed.
@@ -55,7 +47,6 @@ class Run:
     Attributes:
         labels: int [N] of the training images as the method was shown them, -1 where unlabelled.
         query, gallery: test embeddings [Q, D], [G, D]; gallery None if the queries search each other.
-        teacher: the method's teacher, tested in the same way.
     """
 
     seed: int
@@ -65,7 +56,6 @@ class Run:
     gallery: Tensor | None
     evaluation: Evaluation
     labels: np.ndarray
-    teacher: Run | None = None
 
     @property
     def losses(self) -> tuple[float, float]:
@@ -112,7 +102,8 @@ class Experiment:
         hyper = {} if method else self.settings.hyper | (overrides or {})
         track = self.protocol.track
         track = replace(track, **{key: hyper.pop(key) for key in vars(track) if key in hyper})
-        return self._test(seed, self._train(seed, name, hyper, track), track)
+        built, progress = self._train(seed, name, hyper, track)
+        return self._test(seed, built, progress, track)
 
     @property
     def realised_track(self) -> dict[str, Any]:
@@ -120,7 +111,9 @@ class Experiment:
         track = self.protocol.track
         return {} if track == Track() else {"labels": track.realised(self.benchmark.train)}
 
-    def _train(self, seed: int, name: str, hyper: dict[str, Any], track: Track) -> Trained:
+    def _train(
+        self, seed: int, name: str, hyper: dict[str, Any], track: Track
+    ) -> tuple[Method, Progress]:
         """A method trained to the last epoch, from its checkpoint as far as that goes."""
         torch.manual_seed(seed)
         network = self._network()
@@ -129,13 +122,12 @@ class Experiment:
         train_inputs = self._inputs(self.benchmark.train)
         if self.protocol.head_start == "pca":
             network.start_head_from_pca(self._head_features(network, built, train_inputs))
-        teacher = None
         if kind.teacher:
-            its_name, given = kind.teacher
-            self.log(f"seed {seed}  teacher first: {find_method(its_name).title}")
+            teacher, given = kind.teacher
+            self.log(f"seed {seed}  teacher first: {find_method(teacher).title}")
             # All its hyperparameters by name, so that a row of its own shares the checkpoint.
-            teacher = self._train(seed, its_name, settings(its_name, given).hyper, track)
-            built.learn_from(teacher.method)
+            hyper_of_teacher = settings(teacher, given).hyper
+            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track)[0])
         path = self._checkpoint(name, hyper, track, seed)
         resume = torch.load(path, weights_only=False) if path.exists() else None
         if resume:
@@ -162,14 +154,13 @@ class Experiment:
             after_epoch=after_epoch if name != "untrained" else lambda progress: None,
             device=self.protocol.device,
         )
-        return Trained(built, progress, teacher)
+        return built, progress
 
     def _log_epoch(self, seed: int, row: dict[str, float]) -> None:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
         self.log(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
 
-    def _test(self, seed: int, trained: Trained, track: Track) -> Run:
-        method, progress, taught_by = trained
+    def _test(self, seed: int, method: Method, progress: Progress, track: Track) -> Run:
         sets = self._test_sets(method)
         result = evaluate(
             *sets,
@@ -177,10 +168,8 @@ class Experiment:
             ks=sorted({1, *self.protocol.ks}),  # R@1 is what records keep per class
             nmi_seeds=self.protocol.nmi_seeds,
         )
-        labels, teacher = track.labels(self.benchmark.train), None
-        if taught_by is not None:
-            teacher = self._test(seed, taught_by, track)
-        return Run(seed, method, progress, sets[0], sets[2], result, labels, teacher)
+        labels = track.labels(self.benchmark.train)
+        return Run(seed, method, progress, sets[0], sets[2], result, labels)
 
     def _epoch_scores(self, method: Method) -> dict[str, float]:
         """R@1 and MAP@R in percent after an epoch, for the record only: nothing is chosen by them."""

@@ -108,8 +108,6 @@ class Report:
         for name, overrides in self.method.controls.items() if controlled else ():
             print(f"control: {name}")
             self.control_runs[name] = [run(seed, overrides) for seed in controlled]
-        if teachers := [run.teacher for run in self.runs if run.teacher]:
-            self.control_runs["its teacher, alone"] = teachers
 
     def _baseline(self, seed: int) -> Run:
         # Pretrained weights and a PCA head start the same whatever the seed.
