@@ -78,6 +78,7 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
 
     METHOD is a name that `list` shows, DATASET one that `data` shows, or folder:PATH with one subfolder per class.
     """
+    from dmlstudy.study.collapse import in_words
     from dmlstudy.study.notebooks import execute, source_notebook
     from dmlstudy.study.parameter_files import load_params
     from dmlstudy.study.params import settings, short_name
@@ -96,10 +97,9 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
     started = time.monotonic()
     execute(source_notebook(method), notebook, parameters | {"record": str(record)})
     written = load(record)
-    first = next(name for name in written.metrics if name.startswith("R@"))
-    here, start = (np.mean(values[first]) for values in (written.metrics, written.baseline))
+    here, start = (np.mean(values["R@1"]) for values in (written.metrics, written.baseline))
     print(
-        f"{method} on {dataset}: {first} {here:.2f} (untrained trunk {start:.2f}), "
+        f"{method} on {dataset}: R@1 {here:.2f} (untrained trunk {start:.2f}), {in_words(written.collapsed())}, "
         f"{time.monotonic() - started:.0f} s, {os.path.relpath(notebook, PROJECT)}",
         flush=True,
     )
@@ -108,14 +108,19 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
 @command("validate multi_similarity glyphs --fold 1 -p epsilon=0.2")
 def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  # noqa: B006
     """Train on the training classes less one validation fold and test on that fold; no test class is read."""
+    from dmlstudy.study.collapse import in_words, worst
     from dmlstudy.study.experiment import Experiment
     from dmlstudy.study.parameter_files import load_params
     from dmlstudy.study.params import settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
+    states = []
     for seed in chosen.protocol.seeds:
-        evaluation = Experiment(chosen).run(seed).evaluation
-        print(f"seed {seed}  " + "  ".join(f"{k} {v:.2f}" for k, v in evaluation.metrics.items()))
+        run = Experiment(chosen).run(seed)
+        scores = "  ".join(f"{k} {v:.2f}" for k, v in run.evaluation.metrics.items())
+        print(f"seed {seed}  {scores}")
+        states.append(run.collapsed)
+    print(f"{method} on {dataset}, fold {fold}: {in_words(worst(states))}")
 
 
 @command("controls hdml glyphs -p 'seeds=[0,1,2,3,4,5]' --folds 0,1 --out controls.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -60,11 +61,17 @@ class Progress:
     Attributes:
         epoch: epochs done.
         history: one row per epoch: "epoch" and the mean of every loss term.
+        steps: one row per step: every loss term.
+        scores: one row per epoch, if `after_epoch` adds them: stored, never used.
+        collapsed: what the terms of the last step would be if its embeddings were one point; {} without a step.
         seconds: time spent training.
     """
 
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    steps: list[dict[str, float]] = field(default_factory=list)
+    scores: list[dict[str, float]] = field(default_factory=list)
+    collapsed: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     method: dict[str, Any] = field(default_factory=dict)
     optimiser: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +133,9 @@ def train(
             terms.append({name: value.detach() for name, value in losses.items()})
         progress.epoch = epoch + 1
         progress.history.append({"epoch": epoch + 1} | mean_terms(terms))
+        progress.steps += [{name: float(value) for name, value in row.items()} for row in terms]
+        if terms and progress.epoch == recipe.epochs:
+            progress.collapsed = collapsed_terms(method, batch)
         progress.seconds += time.perf_counter() - started
         progress.method, progress.optimiser = method.state_dict(), optimiser.state_dict()
         after_epoch(progress)
@@ -159,6 +169,18 @@ def sum_finite(losses: dict[str, Tensor], epoch: int, step: int) -> Tensor:
             f"The loss is not finite in epoch {epoch + 1}, step {step + 1} ({values}): lower the learning rates."
         )
     return total
+
+
+def collapsed_terms(method: Method, batch: Batch) -> dict[str, float]:
+    """The loss terms of a batch if every embedding of it were their mean: the value at full collapse.
+
+    A copy is asked, so that neither the method's state nor the random numbers that follow change.
+    """
+    twin = copy.deepcopy(method)
+    for head in (twin.network.head, *twin.branches):
+        head.register_forward_hook(lambda module, given, z: z.mean(0, keepdim=True).expand_as(z))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return {name: float(value) for name, value in twin.loss(batch).items()}
 
 
 def mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -29,11 +29,26 @@ def test_a_dollar_sign_in_a_name_is_no_formula(name):
 
 def test_curves_have_a_panel_per_term():
     def drawn(*terms):
-        rows = [{"epoch": e, **dict.fromkeys(terms, 1.0 / e)} for e in (1, 2)]
-        return size(figures.training_curves({0: rows, 1: rows}))
+        rows = [dict.fromkeys(terms, 1.0 / step) for step in (1, 2)]
+        return size(figures.training_curves({0: rows, 1: rows}, {"loss": 0.7}))
 
     assert drawn("loss", "regulariser")[0] == pytest.approx(2 * drawn("loss")[0], rel=0.05)
     assert size(figures.training_curves({0: []}))[1] < drawn("loss")[1]
+
+
+def test_curves_show_where_a_full_collapse_lies(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "picture", drawn.append)
+    rows = [{"loss": 1.0, "memory": 1.0}, {"loss": 0.9}]  # a term that not every step has
+    figures.training_curves({0: rows}, {"loss": 0.693})
+    marked = {
+        axis.get_title(): [
+            line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"
+        ]
+        for axis in drawn[0].axes
+    }
+    assert marked == {"loss": [0.693], "memory": []}
+    plt.close(drawn[0])
 
 
 def test_forces_of_a_loss_without_a_gradient_are_drawn():

@@ -12,6 +12,7 @@ from dmlstudy.study.results import Record, load, load_all, save
 
 NAN = float("nan")
 PER_CLASS = {"classes": ["a"], "queries": [1]}
+COLLAPSE = {"states": ["no", "yes"], "loss": [0.123456789, 0.2], "at_a_point": [0.2, 0.2]}
 
 
 def made_up(method="margin", dataset="glyphs", **changes) -> Record:
@@ -33,9 +34,13 @@ def made_up(method="margin", dataset="glyphs", **changes) -> Record:
 
 def test_round_trip_keeps_parameters_exact_and_rounds_measurements(tmp_path):
     path = tmp_path / "glyphs" / "margin.json"
-    save(made_up(timing={"train": np.float32(1.5), "steps": np.arange(2)}), path)
+    new = {"collapse": {"method": COLLAPSE}, "epochs": {"test R@1": [[1, 2], [3, 4]]}}
+    save(made_up(timing={"train": np.float32(1.5), "steps": np.arange(2)}, **new), path)
     record = load(path)
     assert record.metrics == {"R@1": [50.1235, 51.0]}
+    assert record.collapse["method"].loss == [0.123457, 0.2]
+    assert (record.collapsed(), record.collapsed("a control of an old record")) == ("yes", "no")
+    assert record.epochs == {"test R@1": [[1.0, 2.0], [3.0, 4.0]]}
     assert record.params == {"lr": 3e-05, "temperature": 0.123456789}
     assert record.timing == {"train": 1.5, "steps": [0, 1]}
     assert record.per_class["classes"] == ["甲", "b"]
@@ -98,6 +103,10 @@ def test_failed_write_leaves_the_old_record_and_no_debris(tmp_path, monkeypatch,
         ({"per_class": PER_CLASS | {"R@1": [[1.0], [NAN]]}}, "per_class.R@1.* finite number"),
         ({"per_class": PER_CLASS | {"R@1": [[1.0]]}}, "per_class.R@1 has 1 rows for 2 seeds"),
         ({"per_class": PER_CLASS | {"R@1": [[1.0], [1.0, 2.0]]}}, "R@1 must have 1 values"),
+        ({"epochs": {"test R@1": [[1.0, 2.0]]}}, "epochs.test R@1 has 1 values for 2 seeds"),
+        ({"epochs": {"test R@1": [[1.0], [NAN]]}}, "epochs.test R@1.* finite number"),
+        ({"collapse": {"method": COLLAPSE | {"states": ["maybe"] * 2}}}, "states.* must be 'no'"),
+        ({"collapse": {"5 bins": COLLAPSE | {"loss": []}}}, "collapse.5 bins.loss has 0 values"),
         ({"metric": {}}, "unknown entry metric"),
     ],
 )
@@ -132,7 +141,8 @@ def test_committed_records_load_and_are_written_unchanged(tmp_path):
     assert len(paths) >= 85
     for path in paths:
         save(load(path), tmp_path / "copy.json")
-        assert (tmp_path / "copy.json").read_bytes() == path.read_bytes(), path
+        copy, committed = (json.loads(p.read_text()) for p in (tmp_path / "copy.json", path))
+        assert copy == {"collapse": {}, "epochs": {}} | committed, path
 
 
 def test_all_broken_records_are_named_at_once(tmp_path):

@@ -259,6 +259,30 @@ def test_ranking_decides_nothing_under_six_seeds():
     assert any("Fewer than 6 seeds" in note.en for note in table.notes)
 
 
+@pytest.mark.parametrize(("state", "mark"), [("yes", "‡"), ("partly", "†"), ("no", "")])
+def test_a_collapse_is_marked_in_every_table(state, mark):
+    found = {"states": ["no", "no", state], "loss": [0.2] * 3, "at_a_point": [0.2] * 3}
+    record = made_up(
+        "sche", 50.0, collapse={"method": found, "a": found}, controls={"a": {"R@1": [49.0]}}
+    )
+    tables = [
+        ranking([record], "cub200_2010"),
+        table_of([record], "cub200_2011"),
+        controls_table(recorded_controls([record]), records=[record]),
+    ]
+    cells = [
+        tables[0].texts[0][1][0],
+        tables[1].texts[2][5][0],
+        tables[2].texts[0][2][0],
+    ]
+    assert [cell.endswith(f" {mark}") for cell in cells] == [bool(mark)] * 3
+    explained = [
+        [note for note in table.notes if "if all embeddings" in note.en] for table in tables
+    ]
+    assert [len(notes) for notes in explained] == [int(bool(mark))] * 3
+    assert all(note.zh for notes in explained for note in notes)
+
+
 def test_ranking_uses_the_untrained_record_when_there_is_one():
     table = ranking([made_up("a", 50.0), made_up("untrained", 40.0)], "cub200_2010")
     assert table.data["method"].tolist() == ["a", "untrained"]

@@ -12,7 +12,14 @@ from dmlstudy.evaluation.arguments import Labels, Rows, as_tensors
 from dmlstudy.evaluation.clustering import nmi
 from dmlstudy.evaluation.retrieval import Retrieval, retrieve
 from dmlstudy.evaluation.search import Similarity, inner_product, neighbours
-from dmlstudy.evaluation.spectrum import alignment, density, spectral_decay, uniformity
+from dmlstudy.evaluation.spectrum import (
+    alignment,
+    density,
+    mean_cosine,
+    relative_spread,
+    spectral_decay,
+    uniformity,
+)
 from dmlstudy.evaluation.uncertainty import t_interval
 from dmlstudy.evaluation.verification import auroc, ordered_pairs, pair_histograms
 
@@ -36,7 +43,7 @@ class Evaluation:
     """Scores of one embedding of a test set.
 
     Attributes:
-        metrics: R@K, R-precision, MAP@R, NMI, AUROC in percent; spectrum, density, alignment, uniformity.
+        metrics: R@K, R-precision, MAP@R, NMI, AUROC in percent; the shape of the space: spectrum to relative spread.
         retrieval: the per-query scores behind them.
         tie_gap: R@1 if all ties went the query's way minus R@1 if all went against it, in points.
     """
@@ -88,6 +95,8 @@ def evaluate(
         "density": density(x, y),
         "alignment": alignment(x, y),
         "uniformity": uniformity(x),
+        "mean cosine": mean_cosine(x),
+        "relative spread": relative_spread(x),
     }
     first = min(ks)
     gap = _percent(retrieval.optimistic[first]) - _percent(retrieval.pessimistic[first])

@@ -66,6 +66,30 @@ def alignment(embeddings: Tensor, labels: Tensor) -> float:
     return float(total / (n * (n - 1))[several].sum())
 
 
+def mean_cosine(embeddings: Tensor) -> float:
+    """Mean cosine of all pairs of different rows; 1 is a collapse. NaN for a single row.
+
+    >>> round(mean_cosine(torch.tensor([[1., 0.], [0., 2.], [0., 3.]])), 6)
+    0.333333
+    """
+    n = len(embeddings)
+    total = float(F.normalize(embeddings.double()).sum(0).square().sum())
+    return (total - n) / (n * (n - 1)) if n > 1 else math.nan
+
+
+def relative_spread(embeddings: Tensor) -> float:
+    """Root mean square distance of the rows from their mean, over their root mean square length: 0..1, 0 is a collapse.
+
+    Of unit rows it is sqrt(1 - mean cosine), up to 1/N.
+
+    >>> relative_spread(torch.tensor([[3., 4.], [3., -4.]]))
+    0.8
+    """
+    x = embeddings.double()
+    squares, centre = float(x.square().sum(1).mean()), float(x.mean(0).square().sum())
+    return math.sqrt(max(squares - centre, 0.0) / max(squares, 1e-300))
+
+
 def uniformity(embeddings: Tensor) -> float:
     """log E exp(-2 ||f_i - f_j||^2) over pairs of unit rows; smaller is more even (Wang & Isola, ICML 2020).
 

@@ -21,6 +21,7 @@ from dmlstudy.evaluation.uncertainty import (
     seed_difference,
 )
 from dmlstudy.methods import METHODS, find_method
+from dmlstudy.study.collapse import MARKS, rule_note
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.parameter_files import load_params
 from dmlstudy.study.params import Settings
@@ -171,8 +172,12 @@ def recorded_controls(records: Iterable[Record]) -> list[Comparison]:
     return [
         comparison
         for r in records
-        for comparison in comparisons(r.dataset, r.method, r.metrics, r.controls)
+        for comparison in comparisons(r.dataset, r.method, r.metrics, _marked(r))
     ]
+
+
+def _marked(record: Record) -> dict[str, Scores]:
+    return {n + MARKS[record.collapsed(n)]: scores for n, scores in record.controls.items()}
 
 
 def controls_table(
@@ -215,7 +220,10 @@ def controls_table(
                 "beats its control",
             ],
         ).drop(columns="folds"),
-        notes=[_note(chosen, families) if rows else Note("No control has run yet.")],
+        notes=[
+            _note(chosen, families) if rows else Note("No control has run yet."),
+            *rule_note(c.control for c in chosen),
+        ],
     )
 
 

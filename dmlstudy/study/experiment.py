@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,9 +30,10 @@ from dmlstudy.data import (
     load,
 )
 from dmlstudy.errors import StudyError
-from dmlstudy.evaluation import Evaluation, evaluate
+from dmlstudy.evaluation import Evaluation, evaluate, retrieve
 from dmlstudy.methods import EmbedAll, Method, TrainingSet, find_method
 from dmlstudy.networks import Network, build_network
+from dmlstudy.study.collapse import State, state
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
 from dmlstudy.study.whole_file import whole_file
@@ -53,6 +56,19 @@ class Run:
     gallery: Tensor | None
     evaluation: Evaluation
     labels: np.ndarray
+
+    @property
+    def losses(self) -> tuple[float, float]:
+        """The first loss term: mean over the last tenth of the steps, and for equal embeddings; NaN untrained."""
+        steps, at_a_point = self.progress.steps, self.progress.collapsed
+        if not at_a_point:
+            return nan, nan
+        term = next(iter(at_a_point))
+        return fmean(row[term] for row in steps[-max(len(steps) // 10, 1) :]), at_a_point[term]
+
+    @property
+    def collapsed(self) -> State:
+        return state(self.evaluation.metrics["relative spread"], *self.losses)
 
 
 class Experiment:
@@ -123,6 +139,8 @@ class Experiment:
 
         def after_epoch(progress: Progress) -> None:
             self._log_epoch(seed, progress.history[-1])
+            if self.protocol.epoch_scores:
+                progress.scores.append(self._epoch_scores(built))
             remedy = "free some space or set DMLSTUDY_CACHE to another folder"
             with whole_file(path, remedy) as partial:
                 torch.save(progress, partial)
@@ -144,19 +162,29 @@ class Experiment:
         self.log(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
 
     def _test(self, seed: int, method: Method, progress: Progress, track: Track) -> Run:
-        b = self.benchmark
-        query = self._embed(method, b.query, "query")
-        gallery = None if b.gallery is None else self._embed(method, b.gallery, "gallery")
+        sets = self._test_sets(method)
         result = evaluate(
-            query,
-            torch.from_numpy(b.query.labels),
-            gallery,
-            None if b.gallery is None else torch.from_numpy(b.gallery.labels),
+            *sets,
             similarity=method.similarity,
-            ks=self.protocol.ks,
+            ks=sorted({1, *self.protocol.ks}),  # R@1 is what records keep per class
             nmi_seeds=self.protocol.nmi_seeds,
         )
-        return Run(seed, method, progress, query, gallery, result, track.labels(b.train))
+        labels = track.labels(self.benchmark.train)
+        return Run(seed, method, progress, sets[0], sets[2], result, labels)
+
+    def _epoch_scores(self, method: Method) -> dict[str, float]:
+        """R@1 and MAP@R in percent after an epoch, for the record only: nothing is chosen by them."""
+        found = retrieve(*self._test_sets(method), similarity=method.similarity, ks=[1])
+        scores = {"R@1": found.hits[1], "MAP@R": found.map_at_r}
+        return {name: float(100 * values.double().mean()) for name, values in scores.items()}
+
+    def _test_sets(self, method: Method) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Embeddings and labels of queries and, where the data set has one of its own, gallery."""
+        query, gallery = self.benchmark.query, self.benchmark.gallery
+        own = self._embed(method, query, "query"), torch.from_numpy(query.labels)
+        if gallery is None:
+            return *own, None, None
+        return *own, self._embed(method, gallery, "gallery"), torch.from_numpy(gallery.labels)
 
     def _embed(self, method: Method, images: ImageSet, role: str) -> Tensor:
         embed_all = EmbedAll(method, self._inputs(images), self.protocol.device)

@@ -39,14 +39,20 @@ def picture(figure: Figure, rect: tuple[float, float, float, float] = (0, 0, 1, 
     return Image(buffer.getvalue())
 
 
-def training_curves(histories: dict[int, list[dict[str, float]]]) -> Image:
-    """Mean loss terms per epoch, one line per seed and panel per term."""
+def training_curves(
+    steps: dict[int, list[dict[str, float]]], at_a_point: dict[str, float] | None = None
+) -> Image:
+    """Loss terms of every step, one line per seed and panel per term.
+
+    Args:
+        steps: rows of terms by seed.
+        at_a_point: what terms would be if all embeddings were one point, as a line.
+    """
     points = [
-        {"epoch": row["epoch"], "mean loss": value, "term": term, "seed": f"seed {seed}"}
-        for seed, rows in histories.items()
-        for row in rows
+        {"step": step, "loss": value, "term": term, "seed": f"seed {seed}"}
+        for seed, rows in steps.items()
+        for step, row in enumerate(rows, start=1)
         for term, value in row.items()
-        if term != "epoch"
     ]
     if not points:
         figure, axis = plt.subplots(figsize=(4.2, 1))
@@ -55,18 +61,30 @@ def training_curves(histories: dict[int, list[dict[str, float]]]) -> Image:
         return picture(figure)
     grid = sns.relplot(
         pd.DataFrame(points),
-        x="epoch",
-        y="mean loss",
+        x="step",
+        y="loss",
         hue="seed",
         col="term",
         kind="line",
-        marker="o",
+        linewidth=1,
         height=2.8,
         aspect=1.5,
         facet_kws={"sharey": False, "legend_out": False},
     )
     grid.set_titles("{col_name}")
-    for axis in grid.axes.flat:
+    for term, axis in grid.axes_dict.items():
+        if at_a_point and term in at_a_point:
+            axis.axhline(at_a_point[term], color=NEUTRAL, linestyle="--")
+            across = axis.get_yaxis_transform()
+            axis.text(
+                1,
+                at_a_point[term],
+                "full collapse",
+                size=8,
+                ha="right",
+                va="bottom",
+                transform=across,
+            )
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     return picture(grid.figure)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ from IPython.display import Code, DisplayHandle, Image, Markdown, display
 from torch import Tensor
 
 from dmlstudy.data import Track
-from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
+from dmlstudy.evaluation import neighbours, pair_histograms
 from dmlstudy.methods import citation, deviations, find_method
 from dmlstudy.project import PROJECT
-from dmlstudy.study import figures, results
+from dmlstudy.study import figures, measured, results
+from dmlstudy.study.collapse import MARKS, worst
 from dmlstudy.study.controls import comparisons, control_overrides, controls_table
 from dmlstudy.study.experiment import Experiment, Run
 from dmlstudy.study.literature import load_reported
+from dmlstudy.study.measured import by_class, metrics
 from dmlstudy.study.notebooks import assigned_parameters
 from dmlstudy.study.parameter_files import PARAMS
 from dmlstudy.study.params import settings, short_name
@@ -31,11 +33,11 @@ from dmlstudy.study.tables import (
     Part,
     Table,
     change,
-    interval,
     markdown_text,
     number,
     signed,
 )
+from dmlstudy.study.verdict import epochs_note, mean_text, verdict
 
 
 def begin(method: str, namespace: dict[str, Any]) -> Report:
@@ -61,7 +63,6 @@ class Report:
         self.settings, self.protocol = experiment.settings, experiment.protocol
         self.benchmark = experiment.benchmark
         self.method = find_method(self.settings.method)
-        self.first = f"R@{min(self.protocol.ks)}"
         self.runs: list[Run] = []
         self.baselines: list[Run] = []
         self.control_runs: dict[str, list[Run]] = {}
@@ -102,8 +103,8 @@ class Report:
             trained = self.settings.method != "untrained"
             self.runs.append(run(seed) if trained else self.baselines[-1])
             pair = self.runs[-1], self.baselines[-1]
-            here, start = (one.evaluation.metrics[self.first] for one in pair)
-            print(f"seed {seed}  {self.first} {here:.2f}  (untrained trunk {start:.2f})")
+            here, start = (one.evaluation.metrics["R@1"] for one in pair)
+            print(f"seed {seed}  R@1 {here:.2f}  (untrained trunk {start:.2f})")
         controlled = seeds[: self.protocol.control_seeds]
         for name, overrides in control_overrides(self.settings).items() if controlled else ():
             print(f"control: {name}")
@@ -116,29 +117,31 @@ class Report:
         return self.experiment.run(seed, method="untrained")
 
     def curves(self) -> Image:
-        """Loss terms over epochs."""
-        return figures.training_curves({run.seed: run.progress.history for run in self.runs})
+        """Loss terms over steps, and where they would lie at full collapse."""
+        steps = {run.seed: run.progress.steps for run in self.runs}
+        return figures.training_curves(steps, self.runs[0].progress.collapsed)
 
     def table(self) -> Table:
         """Every metric: reported by the paper, here (mean ± 95 % interval over seeds), untrained trunk."""
         reported = self._reported() or {}
         rows: list[list[Cell]] = []
-        baselines = _scores(self.baselines)
-        for name, here in _scores(self.runs).items():
+        baselines = metrics(self.baselines)
+        for name, here in metrics(self.runs).items():
             start = baselines[name]
             paper = Part(f"{reported[name]:g}" if name in reported else DASH, "paper")
             delta = float(np.mean(here) - np.mean(start))
             # Of what is not in percent, more is not better.
             moved = change(delta, digits=2) if name.startswith(PERCENT) else signed(delta, 2)
-            rows.append([name, paper, Part(_mean(here), "ours"), _mean(start), moved])
+            rows.append([name, paper, Part(mean_text(here), "ours"), mean_text(start), moved])
         gap = max(run.evaluation.tie_gap for run in self.runs)
         left_out = self.runs[0].evaluation.retrieval.excluded
         note = (
-            f"R@K is the hit rate in percent. Exact ties move {self.first} by at most "
+            "R@K is the hit rate in percent. Exact ties move R@1 by at most "
             f"{number(gap, 2)} points; {left_out} queries without a positive are left out."
         )
         heads = ["metric", "论文 reported", "本研究 here", "未训练 untrained trunk", "Δ"]
-        return Table("metrics", heads, rows, notes=[Note(note)], lang="zh-Hans")
+        notes = [Note(note), *epochs_note(self.runs)]
+        return Table("metrics", heads, rows, notes=notes, lang="zh-Hans")
 
     def histograms(self) -> Image:
         """Similarities of same-class and different-class test pairs, before and after training."""
@@ -170,22 +173,25 @@ class Report:
 
     def worst_classes(self, count: int = 5) -> Table:
         """Test classes that are found least, mean over seeds, with the untrained trunk beside them."""
-        here, start = (self._per_class(runs).mean(0) for runs in (self.runs, self.baselines))
         names = self.benchmark.query.classes
+        groups = self.runs, self.baselines
+        here, start = (by_class(runs, "R@1", len(names)).mean(0) for runs in groups)
         scored = np.flatnonzero(~np.isnan(here))
         worst = scored[np.argsort(here[scored], kind="stable")][:count]
         rows = [(names[c], number(here[c], 2), number(start[c], 2)) for c in worst]
-        return Table("worst_classes", ["class", f"{self.first} here", "untrained trunk"], rows)
+        return Table("worst_classes", ["class", "R@1 here", "untrained trunk"], rows)
 
     def controls(self) -> Table | Markdown:
         """The method beside its controls, on the same seeds."""
         if not self.control_runs:
             return Markdown("*No control was run: this row has none, or `control_seeds` is 0.*")
-        controls = {name: _scores(runs) for name, runs in self.control_runs.items()}
         place = self.protocol.dataset, self.settings.method
-        compared = comparisons(*place, _scores(self.runs), controls)
-        metrics = self.first, "R-precision", "MAP@R", "NMI"
-        return controls_table(compared, metrics, digits=2)
+        states = {
+            name: worst(r.collapsed for r in runs) for name, runs in self.control_runs.items()
+        }
+        controls = {n + MARKS[states[n]]: metrics(runs) for n, runs in self.control_runs.items()}
+        compared = comparisons(*place, metrics(self.runs), controls)
+        return controls_table(compared, ("R@1", "R-precision", "MAP@R", "NMI"), digits=2)
 
     def parameters(self) -> Table:
         """Every parameter of this run."""
@@ -195,15 +201,18 @@ class Report:
     def finish(self) -> None:
         """Fill in the verdict and write the record, the only proof that the run succeeded."""
         if self._verdict:
-            self._verdict.update(Markdown(self._verdict_text()))
+            self._verdict.update(Markdown(self.verdict_text()))
         if self.protocol.record:
             results.save(self.record(), PROJECT / self.protocol.record)
             print("record written")
 
+    def verdict_text(self) -> str:
+        """The result in one sentence, English and Chinese, as Markdown."""
+        return verdict(self.benchmark.title, self.runs, self.baselines, self.control_runs)
+
     def record(self) -> results.Record:
         """This run's record."""
         b = self.benchmark
-        classes = ~np.isnan(self._per_class(self.runs)[0])
         track = self.experiment.realised_track
         untracked = () if track else vars(Track())  # what has no effect is not recorded
         return results.Record(
@@ -212,19 +221,16 @@ class Report:
             dataset=short_name(self.protocol.full_name),
             dataset_title=", ".join(filter(None, (b.title, self.protocol.protocol))),
             seeds=list(self.protocol.seeds),
-            metrics=_scores(self.runs),
-            baseline=_scores(self.baselines),
+            metrics=metrics(self.runs),
+            baseline=metrics(self.baselines),
             comparable=b.comparable,
             completeness=b.completeness,
             reported=self._reported(),
             deviations=deviations(self.runs[0].method),
-            controls={title: _scores(runs) for title, runs in self.control_runs.items()},
-            per_class={
-                "classes": np.array(b.query.classes)[classes].tolist(),
-                "queries": self._queries_per_class()[classes].tolist(),
-                "R@1": np.round(self._per_class(self.runs)[:, classes], 4).tolist(),
-                "baseline R@1": np.round(self._per_class(self.baselines)[:, classes], 4).tolist(),
-            },
+            controls={title: metrics(runs) for title, runs in self.control_runs.items()},
+            per_class=measured.per_class(self.runs, self.baselines, b.query.classes),
+            collapse=measured.collapse({"method": self.runs, **self.control_runs}),
+            epochs=measured.epochs(self.runs, self.protocol.fold),
             params={k: v for k, v in self.settings.flat.items() if k not in ("record", *untracked)},
             timing={"training seconds": [round(run.progress.seconds, 1) for run in self.runs]},
             provenance=provenance(self.settings.method, b, self.protocol.device) | track,
@@ -233,33 +239,6 @@ class Report:
     def _reported(self) -> dict[str, float] | None:
         reported = load_reported(PARAMS / "reported.yaml")
         return reported.numbers(self.benchmark.name, self.settings.method)
-
-    def _verdict_text(self) -> str:
-        here, start = (_scores(runs)[self.first] for runs in (self.runs, self.baselines))
-        delta = np.mean(here) - np.mean(start)
-        points, title = f"{abs(delta):.2f}", markdown_text(self.benchmark.title)
-        trunk = f"未训练的主干网络（{_mean(start)}）"
-        if delta:
-            compared = f"{points} points {'better' if delta > 0 else 'worse'} than"
-            chinese = f"比{trunk}{'高' if delta > 0 else '低'} {points} 个百分点"
-        else:
-            compared, chinese = "the same as", f"与{trunk}相同"
-        return (
-            f"**{self.first} {_mean(here)}** on {title}, {compared} the untrained trunk ({_mean(start)}); "
-            f"{len(here)} seeds, last epoch, test classes read once.\n\n"
-            f"**{self.first} {_mean(here)}**，{chinese}；{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
-        )
-
-    def _queries_per_class(self) -> np.ndarray:
-        labels = self.runs[0].evaluation.retrieval.labels.numpy()
-        return np.bincount(labels, minlength=len(self.benchmark.query.classes))
-
-    def _per_class(self, runs: list[Run]) -> np.ndarray:
-        """R@1 of each test class in percent, [seeds, classes]; NaN where no query could be scored."""
-        counts, k = self._queries_per_class(), min(self.protocol.ks)
-        scored = [run.evaluation.retrieval for run in runs]
-        sums = [np.bincount(r.labels.numpy(), r.hits[k].numpy(), len(counts)) for r in scored]
-        return 100 * np.stack(sums) / np.where(counts, counts, np.nan)
 
     def _pair_histogram(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         labels, gallery = torch.from_numpy(self.benchmark.query.labels), self.benchmark.gallery
@@ -287,13 +266,3 @@ class Report:
 def source(thing: Callable[..., Any]) -> Code:
     """The source of a library function, as the notebook imports it."""
     return Code(inspect.getsource(thing), language="python")
-
-
-def _mean(values: Sequence[float]) -> str:
-    return interval(*t_interval(values), digits=2)
-
-
-def _scores(runs: list[Run]) -> dict[str, list[float]]:
-    """One value per run of every metric."""
-    metrics = runs[0].evaluation.metrics
-    return {name: [run.evaluation.metrics[name] for run in runs] for name in metrics}

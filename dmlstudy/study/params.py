@@ -94,6 +94,7 @@ class Protocol(Strict):
     schedule: Literal["constant", "cosine"] = _key("constant", "constant, cosine")
     ks: Annotated[list[Neighbours], *Several] = _key([1, 2, 4, 8], "the K of R@K (hit rate)")
     nmi_seeds: int = _key(3, "k-means seeds that NMI is averaged over", ge=1, le=1000)
+    epoch_scores: bool = _key(True, "store test scores after every epoch; they are never used")
     control_seeds: int = _key(
         1, "how many of the seeds the method's controls run on", ge=0, le=1000
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import MIN_SEEDS, Difference, class_difference, t_interval
+from dmlstudy.study.collapse import MARKS, rule_note
 from dmlstudy.study.params import PRESENTATION, Protocol
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import (
@@ -109,7 +110,9 @@ def _ranked(
     start = Part("Untrained trunk", "" if link else "muted", link)
     cells: list[Cell] = [
         str(rank),
-        (start, Part("where every row starts", "muted")) if trunk else Part(record.title, "", link),
+        (start, Part("where every row starts", "muted"))
+        if trunk
+        else Part(record.title + MARKS[record.collapsed()], "", link),
     ]
     numbers: dict[str, Any] = {"rank": rank, "method": record.method, "seeds": len(record.seeds)}
     for metric in JUDGED:
@@ -179,6 +182,7 @@ def _notes(records: list[Record]) -> list[Note]:
                 f"种子少于 {MIN_SEEDS} 个：只给区间，不作显著性判断。",
             )
         )
+    notes += rule_note(MARKS[r.collapsed()] for r in records)
     return notes + _unequal_conditions(records)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from pydantic import (
 from dmlstudy.errors import StudyError
 from dmlstudy.ranges import Seed
 from dmlstudy.study.checks import Strict, broken, different, plain_value
+from dmlstudy.study.collapse import State, worst
 from dmlstudy.study.whole_file import whole_file
 
 PERCENT = ("R@", "R-precision", "MAP@R", "NMI", "AUROC")  # how names of metrics in percent begin
@@ -55,6 +56,14 @@ SCHEMA = Field(validation_alias="schema", serialization_alias="schema")
 Scores = Annotated[dict[str, list[float]], AfterValidator(_in_percent)]
 
 
+class Collapse(Strict):
+    """Of one kind of run, one value per seed: what `collapse.state` says, and the two losses that it compares."""
+
+    states: list[State]
+    loss: list[float]
+    at_a_point: list[float]
+
+
 class Record(Strict):
     """What one method reached on one data set, and how; the only proof that a run succeeded.
 
@@ -71,7 +80,10 @@ class Record(Strict):
         reported: the paper's own numbers on this data set, None when it has none.
         deviations: where the method departs from the protocol.
         controls: the method's own control runs, name -> metric -> one value for each of the first seeds.
-        per_class: {} or {"classes": [C], "queries": [C], "R@1": [seeds][C], "baseline R@1": [seeds][C]}.
+        per_class: {} or {"classes": [C], "queries": [C], "R@1": [seeds][C], "baseline R@1": [seeds][C]}, and
+            the same for MAP@R.
+        collapse: by run, "method" or the name of a control; {} in old records and where nothing is trained.
+        epochs: {"test R@1": [seeds][epochs], "test MAP@R"}, or "validation ..." on a fold; stored, never used.
 
     Raises:
         StudyError: an entry is missing, unknown, of another type or out of range.
@@ -90,6 +102,8 @@ class Record(Strict):
     deviations: list[str] = []
     controls: Annotated[dict[str, Scores], Measured] = {}
     per_class: Annotated[dict[str, list[JsonValue]], Measured] = {}
+    collapse: Annotated[dict[str, Collapse], Measured] = {}
+    epochs: Annotated[dict[str, list[list[float]]], Measured] = {}
     params: dict[str, JsonValue] = {}
     timing: Annotated[dict[str, JsonValue], Measured] = {}
     provenance: dict[str, JsonValue] = {}
@@ -109,13 +123,22 @@ class Record(Strict):
     def _one_value_per_seed(self) -> Record:
         """Controls may have run on the first few seeds only."""
         n = len(self.seeds)
-        groups = {"metrics": (n, self.metrics), "baseline": (n, self.baseline)}
+        groups: dict[str, tuple[int, Mapping[str, Sequence[Any]]]] = {
+            "metrics": (n, self.metrics),
+            "baseline": (n, self.baseline),
+            "epochs": (n, self.epochs),
+        }
         groups |= {f"controls.{name}": (1, scores) for name, scores in self.controls.items()}
+        groups |= {f"collapse.{name}": (1, vars(found)) for name, found in self.collapse.items()}
         for group, (least, scores) in groups.items():
             for metric, values in scores.items():
                 if not least <= len(values) <= n:
                     raise StudyError(f"{group}.{metric} has {len(values)} values for {n} seeds")
         return self
+
+    def collapsed(self, run: str = "method") -> State:
+        """Of the method or one of its controls, over its seeds."""
+        return worst(self.collapse[run].states) if run in self.collapse else "no"
 
     @model_validator(mode="after")
     def _one_value_per_class(self) -> Record:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from dmlstudy.study.collapse import MARKS, rule_note
 from dmlstudy.study.controls import controls_table, recorded_controls
 from dmlstudy.study.literature import Paper, Reported, ReportedTable, Row
 from dmlstudy.study.ranking import estimate, improvement, ranking
@@ -127,7 +128,8 @@ def _entry(printed: str | None, record: Record | None, metric: str) -> tuple[Cel
     delta = improvement(record, metric) if record else nan
     link = notebook_link(record.dataset, record.method) if record else None
     reported = () if printed is None else (Part(printed, "paper"),)
-    measured = Part(str(here), "ours", link), change(delta, "Δ ")
+    mark = MARKS[record.collapsed()] if record else ""
+    measured = Part(str(here) + mark, "ours", link), change(delta, "Δ ")
     cell = (*reported, *(measured if here.seeds else [Part(DASH, "muted")]))
     return cell, {
         "metric": metric,
@@ -154,4 +156,5 @@ def _notes(table: ReportedTable, reported: Reported, groups: list[Group]) -> lis
     for row in table.rows:
         remarks = (*reported.paper(row.method).notes, *row.notes)
         notes += [remark._replace(about=row.label) for remark in remarks]
+    notes += rule_note(MARKS[r.collapsed()] for g in groups for r in g.records.values())
     return notes + list(reported.groups)
