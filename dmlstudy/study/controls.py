@@ -10,7 +10,7 @@ from statistics import fmean
 import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import t_interval
-from dmlstudy.methods import METHODS, find_method
+from dmlstudy.methods import METHODS
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import Settings
 from dmlstudy.study.ranking import MIN_SEEDS
@@ -86,7 +86,7 @@ def compare(settings: Settings, log: Callable[[str], None]) -> list[Comparison]:
     own = scores("as it is", {})
     controls = {
         name: scores(f"control {name}", overrides)
-        for name, overrides in find_method(method).controls.items()
+        for name, overrides in experiment.controls.items()
     }
     return comparisons(protocol.dataset, protocol.fold, method, own, controls)
 

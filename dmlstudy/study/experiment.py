@@ -75,19 +75,32 @@ class Experiment:
         benchmark = load(p.dataset, p.resize)
         return benchmark if p.fold is None else benchmark.fold(p.fold, p.folds)
 
+    @property
+    def controls(self) -> dict[str, dict[str, Any]]:
+        """What makes each control of the method, by name, as `run` takes it; a teacher's own row comes first."""
+        kind = find_method(self.settings.method)
+        if kind.teacher is None:
+            return kind.controls
+        name, given = kind.teacher
+        return {f"its teacher: {find_method(name).title}": {"method": name} | given} | kind.controls
+
     def run(self, seed: int, overrides: dict[str, Any] | None = None, method: str = "") -> Run:
         """Train (or resume) and test one seed.
 
         Args:
-            overrides: hyperparameters and track keys that make a control.
+            overrides: hyperparameters and track keys that make a control; "method" makes it another row.
             method: another method with its defaults, instead of the settings' own.
         """
-        name = method or self.settings.method
-        hyper = {} if method else self.settings.hyper | (overrides or {})
+        given = dict(overrides or {})
+        other = given.pop("method", method)
         track = self.protocol.track
-        track = replace(track, **{key: hyper.pop(key) for key in vars(track) if key in hyper})
-        built, progress = self._train(seed, name, hyper, track)
-        return self._test(seed, built, progress, track)
+        track = replace(track, **{key: given.pop(key) for key in vars(track) if key in given})
+        # All of another row's hyperparameters by name, so that it shares the checkpoint of a teacher.
+        hyper = settings(other, given).hyper if other else self.settings.hyper | given
+        labels = track.labels(self.benchmark.train)
+        name = other or self.settings.method
+        built, progress = self._train(seed, name, hyper, track, labels)
+        return self._test(seed, built, progress, labels)
 
     @property
     def realised_track(self) -> dict[str, Any]:
@@ -96,7 +109,7 @@ class Experiment:
         return {} if track == Track() else {"labels": track.realised(self.benchmark.train)}
 
     def _train(
-        self, seed: int, name: str, hyper: dict[str, Any], track: Track
+        self, seed: int, name: str, hyper: dict[str, Any], track: Track, labels: np.ndarray
     ) -> tuple[Method, Progress]:
         """A method trained to the last epoch, from its checkpoint as far as that goes."""
         torch.manual_seed(seed)
@@ -109,9 +122,8 @@ class Experiment:
         if kind.teacher:
             teacher, given = kind.teacher
             self.log(f"seed {seed}  teacher first: {find_method(teacher).title}")
-            # All its hyperparameters by name, so that a row of its own shares the checkpoint.
             hyper_of_teacher = settings(teacher, given).hyper
-            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track)[0])
+            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track, labels)[0])
         path = self._checkpoint(name, hyper, track, seed)
         resume = torch.load(path, weights_only=False) if path.exists() else None
         if resume:
@@ -129,7 +141,7 @@ class Experiment:
         progress = train(
             built,
             train_inputs,
-            track.labels(self.benchmark.train),
+            labels,
             self.protocol.recipe,
             seed,
             resume=resume,
@@ -142,7 +154,7 @@ class Experiment:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
         self.log(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
 
-    def _test(self, seed: int, method: Method, progress: Progress, track: Track) -> Run:
+    def _test(self, seed: int, method: Method, progress: Progress, labels: np.ndarray) -> Run:
         b = self.benchmark
         query = self._embed(method, b.query, "query")
         gallery = None if b.gallery is None else self._embed(method, b.gallery, "gallery")
@@ -155,7 +167,7 @@ class Experiment:
             ks=self.protocol.ks,
             nmi_seeds=self.protocol.nmi_seeds,
         )
-        return Run(seed, method, progress, query, gallery, result, track.labels(b.train))
+        return Run(seed, method, progress, query, gallery, result, labels)
 
     def _embed(self, method: Method, images: ImageSet, role: str) -> Tensor:
         embed_all = EmbedAll(method, self._inputs(images), self.protocol.device)

@@ -97,16 +97,16 @@ class Report:
         self.runs, self.baselines, self.control_runs = [], [], {}
         seeds, run = self.protocol.seeds, self.experiment.run
         for seed in seeds:
-            self.baselines.append(self._baseline(seed))
-            trained = self.settings.method != "untrained"
-            self.runs.append(run(seed) if trained else self.baselines[-1])
-            pair = self.runs[-1], self.baselines[-1]
-            here, start = (one.evaluation.metrics[self.first] for one in pair)
-            print(f"seed {seed}  {self.first} {here:.2f}  (untrained trunk {start:.2f})")
-        controlled = seeds[: self.protocol.control_seeds]
-        for name, overrides in self.method.controls.items() if controlled else ():
-            print(f"control: {name}")
-            self.control_runs[name] = [run(seed, overrides) for seed in controlled]
+            self.baselines.append(start := self._baseline(seed))
+            self.runs.append(start if self.settings.method == "untrained" else run(seed))
+            here, there = (_scores(runs)[self.first][-1] for runs in (self.runs, self.baselines))
+            ran = "".join(f", {n} {name}" for name, n in self.runs[-1].method.phases().items())
+            print(f"seed {seed}  {self.first} {here:.2f}  (untrained trunk {there:.2f}){ran}")
+        for name, overrides in self.experiment.controls.items():
+            # A teacher has been trained on every seed anyway.
+            for seed in seeds if "method" in overrides else seeds[: self.protocol.control_seeds]:
+                print(f"seed {seed}  control: {name}")
+                self.control_runs.setdefault(name, []).append(run(seed, overrides))
 
     def _baseline(self, seed: int) -> Run:
         # Pretrained weights and a PCA head start the same whatever the seed.
@@ -243,10 +243,12 @@ class Report:
             chinese = f"比{trunk}{'高' if delta > 0 else '低'} {points} 个百分点"
         else:
             compared, chinese = "the same as", f"与{trunk}相同"
+        caveat = [f"; **{text}**" for text in self.runs[0].method.caveat() or ()] or ["", ""]
         return (
             f"**{self.first} {_mean(here)}** on {title}, {compared} the untrained trunk ({_mean(start)}); "
-            f"{len(here)} seeds, last epoch, test classes read once.\n\n"
-            f"**{self.first} {_mean(here)}**，{chinese}；{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
+            f"{len(here)} seeds, last epoch, test classes read once{caveat[0]}.\n\n"
+            f"**{self.first} {_mean(here)}**，{chinese}；{len(here)} 个随机种子，取最后一轮，不在测试集上选择"
+            f"{caveat[1]}。"
         )
 
     def _queries_per_class(self) -> np.ndarray:
