@@ -16,6 +16,7 @@ from torch import Tensor
 from dmlstudy.data import Inputs
 from dmlstudy.errors import DivergedError, StudyError, unknown
 from dmlstudy.methods.base import Batch, EmbedAll, Epoch, Method
+from dmlstudy.samplers import pk_batches
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -98,8 +99,9 @@ def train(
 
     Raises:
         DivergedError: a loss is not finite.
-        StudyError: a trainable tensor is optimised twice or not at all.
+        StudyError: too few steps for the method's phases, or a trainable tensor is optimised twice or not at all.
     """
+    require_steps(method, labels, recipe)
     optimiser = make_optimiser(method, recipe)
     rates = [group["lr"] for group in optimiser.param_groups]
     progress = resume or Progress()
@@ -158,6 +160,19 @@ def make_optimiser(method: Method, recipe: Recipe) -> torch.optim.Optimizer:
                 f"but it is {'trainable' if parameter.requires_grad else 'frozen'}."
             )
     return OPTIMISERS[recipe.optimiser](groups)
+
+
+def require_steps(method: Method, labels: np.ndarray, recipe: Recipe) -> None:
+    """Refuse a protocol under which a phase of the method would never begin."""
+    if method.least_steps == 1:
+        return
+    epoch = pk_batches(labels, recipe.p, recipe.k, np.random.default_rng(0))
+    steps = recipe.epochs * sum(1 for _ in epoch)
+    if steps < method.least_steps:
+        raise StudyError(
+            f"{method.title} needs {method.least_steps} steps to go through all its phases, but epochs = "
+            f"{recipe.epochs} makes {steps}: raise epochs."
+        )
 
 
 def sum_finite(losses: dict[str, Tensor], epoch: int, step: int) -> Tensor:

@@ -38,11 +38,11 @@ def inputs(tiny_images) -> Pixels:
     return Pixels(tiny_images, 8, Augment(shift=0.1))
 
 
-def build(kind: type[Method], seed: int = 0, **hyper: Any) -> Method:
+def build(kind: type[Method], seed: int = 0, epochs: int = EPOCHS, **hyper: Any) -> Method:
     """A method over a small network, with its teacher if it needs one."""
     torch.manual_seed(seed)
     network = build_network("convnet", channels=1, embedding_size=8)
-    method = kind(network, TrainingSet(CLASSES, CLASSES * PER_CLASS, EPOCHS), **hyper)
+    method = kind(network, TrainingSet(CLASSES, CLASSES * PER_CLASS, epochs), **hyper)
     if kind.teacher:
         name, given = kind.teacher
         method.learn_from(build(METHODS[name], seed=7, **given))

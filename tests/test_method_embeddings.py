@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASSES, EPOCHS, assert_same, build, go, whole
+from conftest import CLASSES, EPOCHS, RECIPE, assert_same, build, go, whole
 
 from dmlstudy import losses
-from dmlstudy.data import Activations
+from dmlstudy.data import Activations, Augment, Pixels
 from dmlstudy.errors import StudyError
 from dmlstudy.geometry import pairwise_distance, snr_distance, squared_distance
-from dmlstudy.methods import METHODS, Batch, EmbedAll, TrainingSet
+from dmlstudy.methods import METHODS, Batch, EmbedAll, TrainingSet, deviations
 from dmlstudy.methods.invariant_spreading import InvariantSpreading
-from dmlstudy.methods.pairs import SNR, FastAP, RankedList, TripletBatchHard
+from dmlstudy.methods.pairs import SNR, FastAP, MultiSimilarity, RankedList
 from dmlstudy.methods.product_quantisation import ProductQuantisation
 from dmlstudy.methods.proxies import SoftTriple, UpperBound
 from dmlstudy.methods.teachers import Teachers
 from dmlstudy.product_codes import faiss_index, hard_codes
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.params import settings
+from dmlstudy.training import make_optimiser
 
 
 @pytest.mark.parametrize("hyper", [{}, {"distance": "euclidean"}], ids=str)
@@ -89,6 +91,17 @@ def test_soft_triple_counts_the_centres_that_stay_apart(inputs):
     assert build(SoftTriple, centres=1).loss(batch)["regulariser"] == 0
 
 
+def test_soft_triples_centres_start_and_move_as_the_authors():
+    method = build(SoftTriple, centres=5, centre_lr=0.5, centre_eps=0.02)
+    theirs = torch.nn.init.kaiming_uniform_(torch.empty(8, CLASSES * 5), a=math.sqrt(5))
+    ours = method.proxies.detach()
+    assert ours.abs().max() <= theirs.abs().max() * 1.1 <= 30**-0.5 * 1.1
+    torch.testing.assert_close(ours.std(), theirs.std(), rtol=0.15, atol=0)
+    *network, centres = make_optimiser(method, RECIPE).param_groups
+    assert (centres["lr"], centres["eps"], centres["weight_decay"]) == (0.5, 0.02, 0)
+    assert {group["eps"] for group in network} == {1e-8}
+
+
 # --- instances
 
 
@@ -114,6 +127,16 @@ def test_coinciding_views_are_counted(inputs):
         go(method, Activations(inputs.images, cached))
         assert method.coinciding == expected
         assert method.pairs[0] == EPOCHS * 48
+        said = [text for text in deviations(method) if "views are the same in 100 %" in text]
+        assert len(said) == expected
+
+
+@pytest.mark.parametrize("spec, expected", [(Augment(flip=True), 0.0), (Augment(), 1.0)], ids=str)
+def test_an_image_and_its_mirror_are_the_two_views(spec, expected, tiny_images):
+    """By chance alone half of the pairs would be twice the same."""
+    method = build(InvariantSpreading)
+    go(method, Pixels(tiny_images, 8, spec))
+    assert method.coinciding == expected
 
 
 def test_without_the_second_sum_it_is_the_instance_softmax(inputs):
@@ -131,10 +154,10 @@ def test_without_the_second_sum_it_is_the_instance_softmax(inputs):
 # --- teachers
 
 
-@pytest.mark.parametrize("distil, lam", [("relative", 9.6), ("absolute", 1.0), ("relative", 0.0)])
+@pytest.mark.parametrize("distil, lam", [("relative", 1.0), ("absolute", 1.0), ("relative", 0.0)])
 def test_a_frozen_teacher_that_is_not_saved_sees_the_same_view(distil, lam, inputs):
     method, batch = build(Teachers, distil=distil, lam=lam), whole(inputs)
-    teacher = build(TripletBatchHard, seed=7, unit=True)  # as `build` makes it
+    teacher = build(MultiSimilarity, seed=7)  # as `build` makes it
     f, target = method.embed(batch.images), teacher.embed(batch.images).detach()
     terms = method.loss(batch)
     if distil == "absolute":
@@ -155,17 +178,23 @@ def test_no_teacher_is_an_error_in_one_sentence(inputs):
         alone.loss(whole(inputs))
 
 
-def test_the_run_trains_the_teacher_first_and_shares_its_checkpoint(tmp_path, monkeypatch):
+def test_the_run_trains_the_teacher_first_and_its_row_is_a_control(tmp_path, monkeypatch):
     monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
     given, lines = {"dataset": "digits", "epochs": 1, "nmi_seeds": 1, "p": 4, "k": 4}, []
-    method = Experiment(settings("teachers", given), lines.append).run(0).method
-    assert any("teacher first: Triplet" in line for line in lines)
-    name, hyper = Teachers.teacher
+    experiment = Experiment(settings("teachers", given), lines.append)
+    student = experiment.run(0)
+    assert any("teacher first: Multi-similarity" in line for line in lines)
     checkpoints = {path.name.split("-")[1] for path in (tmp_path / "runs").glob("*.pt")}
-    assert checkpoints == {"teachers", name}
-    row = Experiment(settings(name, given | hyper), lines.append).run(0)
-    assert len(list((tmp_path / "runs").glob("*.pt"))) == 2
-    assert_same(row.method.state_dict(), method._teacher[0].state_dict())
+    assert checkpoints == {"teachers", "multi_similarity"}
+    title, overrides = next(iter(experiment.controls.items()))
+    assert title == "its teacher: Multi-similarity"
+    row = experiment.run(0, overrides)
+    assert len(list((tmp_path / "runs").glob("*.pt"))) == 2  # trained once
+    assert_same(row.method.state_dict(), student.method._teacher[0].state_dict())
+    assert not torch.equal(row.query, student.query)
+    plain = Experiment(settings("multi_similarity", given), lines.append)
+    assert torch.equal(plain.run(0).query, row.query)
+    assert plain.controls == METHODS["multi_similarity"].controls
 
 
 # --- product quantisation

@@ -68,15 +68,15 @@ def test_terms_equal_the_formulas(inputs):
                 classes.append(labels[positives[j]])
                 if i != j:
                     distances.append(torch.stack([(x - a).norm() for x in (p, n, moved[-1])]))
-    generated = method.generator(torch.cat([z, torch.stack(moved)]))
     first = torch.cat([anchors for anchors, _ in rounds])
+    generated = method.generator(torch.cat([z, z[first], torch.stack(moved)]))  # anchors twice
     logits = method.classifier(generated)
-    entropy = F.cross_entropy(logits[48:], torch.stack(classes))
+    entropy = F.cross_entropy(logits[72:], torch.stack(classes))
     entropy = entropy + F.cross_entropy(logits[first], labels[first])
     j_gen = 0.6 * (generated[:48] - y).square().mean() + 0.4 * 0.5 * entropy
     torch.testing.assert_close(terms["generator"], j_gen)
     again = method.network.head(generated)
-    tuples = again[first].view(4, 6, 8), again[48:].view(4, 6, 6, 8)
+    tuples = again[first].view(4, 6, 8), again[72:].view(4, 6, 6, 8)
     j_syn = (1 - weight) * losses.npair_tuples(*tuples, l2=0.02)
     torch.testing.assert_close(terms["synthetic"], j_syn)
     # The frozen generator passes on the gradient that a live one would.

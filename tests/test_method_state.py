@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASSES, EPOCHS, build, planned, reached, rows, whole
+from conftest import CLASSES, EPOCHS, RECIPE, build, go, planned, reached, rows, whole
 
 from dmlstudy import losses
-from dmlstudy.methods import Batch, EmbedAll, Epoch
+from dmlstudy.errors import StudyError
+from dmlstudy.methods import METHODS, Batch, EmbedAll, Epoch
 from dmlstudy.methods.density_aware import DensityAware
 from dmlstudy.methods.discriminative_sampling import (
     DiscriminativeSampling,
@@ -215,20 +217,82 @@ def test_clusters_partition_then_the_whole_trains(assignment, inputs):
     method, rng = build(DivideAndConquer, assignment=assignment), np.random.default_rng(0)
 
     def batches(number):
+        """An epoch has the protocol's 3 steps."""
         labels, embed_all = inputs.images.labels, EmbedAll(method, inputs)
-        return list(method.batches(Epoch(number, labels, 4, 2, rng, embed_all)))
+        epoch = list(method.batches(Epoch(number, labels, 4, 4, rng, embed_all)))
+        assert len(epoch) == 3
+        return epoch
 
     for indices, tag in batches(0):
         assert (method.cluster_of[indices] == tag).all()
     first = method.cluster_of.clone()
-    assert set(first.tolist()) <= {0, 1, 2, 3}
-    batches(1)
-    assert torch.equal(method.cluster_of, first)  # renewed every second epoch
+    assert set(first.tolist()) <= {0, 1, 2, 3} and (method.cluster_before == -1).all()
+    kept = method.cluster_of.clone()
+    with torch.no_grad():
+        method.network.head.weight.normal_()
+    batches(1)  # steps 3 to 5; the second clustering is due at step 5 of 9
+    assert (method.counts[0] == 1) == (assignment == "random")
+    if assignment == "random":
+        assert torch.equal(method.cluster_of, first)
+        return
+    assert torch.equal(method.cluster_before, kept)
     for shift in range(4):
         method.cluster_of.copy_((first + shift) % 4)
-        old = method.cluster_of.numpy().copy()
-        batches(2)
+        method.counts[0] = 1
+        batches(1)
         # However k-means numbers its clusters, each slice keeps the one that is most like its last.
-        matching = match_clusters(old, method.cluster_of.numpy(), 4)
-        assert matching.tolist() == [0, 1, 2, 3]
+        old, new = method.cluster_before.numpy(), method.cluster_of.numpy()
+        assert np.array_equal(old, (first + shift) % 4)
+        assert match_clusters(old, new, 4).tolist() == [0, 1, 2, 3]
     assert {tag for _, tag in batches(EPOCHS - 1)} == {WHOLE}
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 8, 12, 200])
+@pytest.mark.parametrize("steps", [3, 22, 151])
+def test_every_budget_has_two_clusterings_and_a_joint_phase(epochs, steps):
+    method = build(DivideAndConquer, epochs=epochs)
+    divided, period = method.schedule(steps)
+    joint = epochs * steps - divided
+    assert joint == max(round(0.2 * epochs * steps), min(steps, epochs * steps // 2))
+    assert math.ceil(divided / period) > 1 and 0 < period <= 2 * steps
+    assert epochs < 5 or period == 2 * steps  # the authors' period where there is room for it
+
+
+def test_clusters_of_one_class_each_are_refused(inputs):
+    method, labels = build(DivideAndConquer, clusters=2), inputs.images.labels % 2
+    method.counts[0] = 1
+    method.cluster_of.copy_(torch.from_numpy(labels))
+    epoch = Epoch(0, labels, 2, 2, np.random.default_rng(0), EmbedAll(method, inputs))
+    with pytest.raises(
+        StudyError, match="None of the 2 clusters holds two classes.*lower clusters"
+    ):
+        next(method.batches(epoch))
+
+
+# --- schedules of all methods
+
+
+SCHEDULED = [(name, {}) for name in METHODS]
+SCHEDULED += [("multi_similarity", {"memory": 32, "memory_start": 4}), ("hdml", {"window": 2})]
+
+
+@pytest.mark.parametrize("name, hyper", SCHEDULED, ids=str)
+def test_every_phase_of_a_method_runs_or_is_refused_at_once(name, hyper, inputs):
+    """Three steps an epoch; a schedule in epochs would leave phases out of the short budgets."""
+    for epochs in (1, 2, 3, 4, 8, 12):
+        method = build(METHODS[name], epochs=epochs, **hyper)
+        assert not any(method.phases().values())
+        if (method.least_steps > 1) != bool(method.phases()):
+            pytest.fail("a method with phases says how many steps they need")
+        if not method.phases():
+            return
+        recipe = replace(RECIPE, epochs=epochs)
+        if 3 * epochs < method.least_steps:
+            with pytest.raises(StudyError, match=f"epochs = {epochs} makes {3 * epochs}: raise"):
+                go(method, inputs, recipe=recipe)
+            assert not any(method.phases().values())
+        else:
+            go(method, inputs, recipe=recipe)
+            assert all(method.phases().values()), (epochs, method.phases())
+            steps = [n for phase, n in method.phases().items() if "step" in phase]
+            assert name == "multi_similarity" or sum(steps) == 3 * epochs

@@ -60,6 +60,8 @@ class Pixels:
         if self.spec.moves:
             pixels = _to_unit(pixels)
         drawn = [augment(pixels, self.spec, self.size, generator) for _ in range(views)]
+        if views == 2 and self.spec == Augment(flip=True):  # there are two, so never the same twice
+            drawn[1] = drawn[0].flip(3)
         together = torch.cat(drawn) if views > 1 else drawn[0]
         # Cropping and mirroring are done on bytes, a quarter of the memory.
         return together if self.spec.moves else _to_unit(together)

@@ -109,6 +109,7 @@ class Method(nn.Module):
     asymmetric: ClassVar[bool] = False  # queries and gallery are embedded differently
     unit: bool = True  # embeddings are L2-normalised
     extra_lr: float = 1e-2  # learning rate of parameters that are not the network's
+    least_steps: int = 1  # of training; with fewer, a phase of the method would never run
 
     def __init__(self, network: Network, training_set: TrainingSet, **hyper: Any):
         super().__init__()
@@ -144,6 +145,14 @@ class Method(nn.Module):
 
     def after_step(self) -> None:
         """State that is not gradient descent: EMA teachers, centroids, queues."""
+
+    def phases(self) -> dict[str, int]:
+        """How often each part of a schedule of the method's own has run; {} without such a schedule."""
+        return {}
+
+    def caveat(self) -> tuple[str, str] | None:
+        """What the data kept the method from learning, in English and in Chinese, for verdict and tables."""
+        return None
 
     def embed(self, images: Tensor, role: str = "query") -> Tensor:
         """Embedding [B, D] at training and test time; `role` is "query" or "gallery"."""
@@ -215,4 +224,6 @@ def deviations(method: Method) -> list[str]:
         departures.append("a memory of past batches")
     if method.extra_parameters():
         departures.append(f"own parameters (learning rate {method.extra_lr:g})")
+    if caveat := method.caveat():
+        departures.append(caveat[0])
     return departures

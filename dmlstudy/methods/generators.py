@@ -57,7 +57,8 @@ class HDML(Method):
     One optimiser, but gradients as of the authors' three: network on J, through the generator's activations but not
     into its weights; generator on J_gen; classifier on its own CE.
 
-    Verified in the authors' code: the above, the generator, l2 (Cars), lam, both own learning rates. Rescaled: their
+    Verified in the authors' code: the above, the generator (whose BatchNorm sees the anchors twice), l2 (Cars; 1.5e-2
+    on CUB), lam, both own learning rates. Rescaled: their
     J_gen is a sum over 128 x 1024 features; with means, beta and kappa are theirs divided by that. Ours: alpha (theirs,
     90, is tied to the weight decay inside their J_m, which is weighted, too), the window (theirs has 64 of 8000 steps),
     all K/2 pairs of a class in turn instead of K = 2. Left out: BatchNorm before the head, which the protocol fixes.
@@ -99,6 +100,7 @@ class HDML(Method):
         self.history: list[list[float]] = []  # a row per step; the running means are read off it
         self._row: Tensor | None = None
         if self.synthesis != "none":
+            self.least_steps = self.window + 1
             # "interpolated" needs both as well: J_gen sets the weight of its synthetic tuples.
             sizes = self.network.embedding_size, self.hidden, self.network.feature_size
             self.generator = generator(*sizes)
@@ -121,11 +123,15 @@ class HDML(Method):
         moved = losses.interpolate_negatives(
             anchors[:, :, None], positives[:, :, None], real, kept_share=kept
         )
+        # Anchors once more, as in the authors' code: its BatchNorm weighs them twice.
+        given = torch.cat([z, anchors.flatten(0, 1), moved.flatten(0, 2)])
+        sizes = len(z), anchors.shape[:2].numel(), moved.shape[:3].numel()
         synthetic = anchors, moved
         if self.synthesis == "generated":
-            again = self.network.head(frozen(self.generator, torch.cat([z, moved.flatten(0, 2)])))
-            synthetic = again[pairs[..., 0]], again[len(z) :].view_as(moved)
-        j_gen = self._generator_loss(y.detach(), z.detach(), moved.detach(), pairs, batch.labels)
+            _, again, others = self.network.head(frozen(self.generator, given)).split(sizes)
+            synthetic = again.view_as(anchors), others.view_as(moved)
+        generated = self.generator(given.detach()).split(sizes)
+        j_gen = self._generator_loss(generated, y.detach(), batch.labels[pairs[..., 0]])
         distances = _distances((anchors, real), (anchors, moved), synthetic)
         self._row = torch.stack([j_m, j_gen, *z.new_tensor([kept, weight]), *distances]).detach()
         return {
@@ -134,6 +140,12 @@ class HDML(Method):
             "generator": j_gen,
             "classifier": F.cross_entropy(self.classifier(y.detach()), batch.labels),
         }
+
+    def phases(self) -> dict[str, int]:
+        if self.synthesis == "none":
+            return {}
+        plain = min(self.window, len(self.history))
+        return {"plain steps": plain, "steps with synthetic tuples": len(self.history) - plain}
 
     def after_step(self) -> None:
         if self._row is not None:
@@ -166,18 +178,22 @@ class HDML(Method):
     def set_extra_state(self, state: Tensor) -> None:
         self.history = state.tolist()
 
-    def _generator_loss(
-        self, y: Tensor, z: Tensor, moved: Tensor, pairs: Tensor, labels: Tensor
-    ) -> Tensor:
-        """J_gen: all images are reconstructed; moved negatives and anchors keep their class."""
-        generated = self.generator(torch.cat([z, moved.flatten(0, 2)]))
-        reconstruction = (generated[: len(z)] - y).square().mean()
-        logits = frozen(self.classifier, generated)
-        anchors = pairs[..., 0]
-        classes = labels[anchors]
-        kept = classes[:, None].expand(moved.shape[:3])  # negative j is of anchor j's class
-        entropy = F.cross_entropy(logits[len(z) :], kept.flatten())
-        entropy = entropy + F.cross_entropy(logits[anchors.flatten()], classes.flatten())
+    def _generator_loss(self, generated: tuple[Tensor, ...], y: Tensor, classes: Tensor) -> Tensor:
+        """J_gen: all images are reconstructed; anchors and moved negatives keep their class.
+
+        Args:
+            generated: from the images' embeddings [B, F], from anchors [R P, F], from moved negatives [R P P, F].
+            y: features [B, F].
+            classes: of the anchors, [R, P].
+        """
+        images, anchors, moved = generated
+        reconstruction = (images - y).square().mean()
+        own, others = (frozen(self.classifier, x) for x in (anchors, moved))
+        kept = classes[:, None].expand(
+            -1, classes.shape[1], -1
+        )  # negative j is of anchor j's class
+        entropy = F.cross_entropy(others, kept.flatten())
+        entropy = entropy + F.cross_entropy(own, classes.flatten())
         return (1 - self.lam) * reconstruction + self.lam * self.kappa * entropy
 
 

@@ -21,8 +21,8 @@ class InvariantSpreading(Method):
 
     Verified in the authors' code: loss, tau 0.1, constant other side, division by 2B. Left out: that code's random
     nearest neighbour as extra positive on CUB, which the paper does not mention. Floor of 1 - P: our choice.
-    Where the two draws of an image are the same (no augmentation, or the same cached view twice) its attraction has
-    no gradient and it only spreads; `coinciding` says how often.
+    Where the two views of an image are the same (a data set without augmentation, or with one cached view) its
+    attraction has no gradient and it only spreads; `caveat` says so, and `coinciding` how often.
     """
 
     number, title = 11, "Invariant spreading"
@@ -54,3 +54,12 @@ class InvariantSpreading(Method):
         """Share of training pairs whose two views were the same, so that there was no invariance to learn."""
         seen, same = self.pairs.tolist()
         return same / max(seen, 1)
+
+    def caveat(self) -> tuple[str, str] | None:
+        if not self.coinciding:
+            return None
+        share = f"{100 * self.coinciding:.0f} %"
+        return (
+            f"the two views are the same in {share} of the pairs, which teach no invariance",
+            f"{share} 的样本对中两个视图完全相同，从中学不到不变性",
+        )

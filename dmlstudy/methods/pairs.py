@@ -44,6 +44,12 @@ class PairMethod(Method):
         if self.memory:
             size = self.network.embedding_size
             self.remembered = Memory(self.memory, size, self.memory_start)
+            self.least_steps = self.memory_start + 1
+
+    def phases(self) -> dict[str, int]:
+        if not self.memory:
+            return {}
+        return {"steps with a memory": max(int(self.remembered.pushes) - self.memory_start, 0)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         f, y = self.embed(batch.images), batch.labels

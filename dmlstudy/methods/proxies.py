@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmlstudy import losses
 from dmlstudy.methods.base import Batch, Method, TrainingSet
-from dmlstudy.ranges import Count, NonNegative
+from dmlstudy.ranges import Count, NonNegative, Positive
 
 
 class ProxyMethod(Method):
@@ -45,12 +45,15 @@ class ProxyMethod(Method):
 class SoftTriple(ProxyMethod):
     """A softmax over classes of several centres; a regulariser lets centres of one class coincide.
 
-    Verified in the authors' code: lam 20, gamma 0.1, tau 0.2, delta 0.01, K 10, centres at learning rate 1e-2.
+    Verified in the authors' code: lam 20, gamma 0.1, tau 0.2, delta 0.01, K 10, start of the centres (uniform within
+    1 / sqrt(C K), normalised only in the loss), learning rate 1e-2, Adam's eps 0.01. Not taken over: that eps for the
+    network's own parameters, which the protocol optimises, and weight decay of the centres.
 
     Args:
         centres: K, centres per class.
         tau: weight of the regulariser.
         centre_lr: learning rate of the centres.
+        centre_eps: Adam's eps for the centres; small gradients move them less, the larger it is.
     """
 
     number, title, kind = 15, "SoftTriple", "classification loss with learned centres"
@@ -61,10 +64,17 @@ class SoftTriple(ProxyMethod):
     centres: Count = 10
     tau: NonNegative = 0.2
     centre_lr: NonNegative = 1e-2
+    centre_eps: Positive = 0.01
 
     def build(self, training_set: TrainingSet) -> None:
         super().build(training_set)
         self.extra_lr = self.centre_lr
+        bound = (training_set.classes * self.centres) ** -0.5
+        nn.init.uniform_(self.proxies, -bound, bound)
+
+    def param_groups(self, lr: float, trunk_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        *groups, centres = super().param_groups(lr, trunk_lr, weight_decay)
+        return [*groups, centres | {"eps": self.centre_eps}]
 
     def proxy_shape(self, classes: int, size: int) -> tuple[int, ...]:
         return classes, self.centres, size

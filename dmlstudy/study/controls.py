@@ -87,12 +87,19 @@ def comparisons(
 
 
 def control_overrides(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What each control changes: the row's own that change something, and for a tuned row its paper's values."""
+    """What each control changes, as `Experiment.run` takes it; a teacher's own row first, a tuned row's paper values last.
+
+    A control that changes nothing is left out.
+    """
     method, dataset = settings.method, settings.protocol.full_name
     literal = checked(method, load_params(method, dataset, tuned=False)).flat
     tuned = load_params(method, dataset).items()
     changed = {name: literal[name] for name, value in tuned if literal[name] != value}
-    named = find_method(method).controls | {PAPER: changed}
+    kind = find_method(method)
+    named = kind.controls | {PAPER: changed}
+    if kind.teacher:
+        name, values = kind.teacher
+        named = {f"its teacher: {find_method(name).title}": {"method": name} | values} | named
     given = settings.flat.items()
     return {name: own for name, own in named.items() if not own.items() <= given}
 

@@ -95,16 +95,21 @@ class Experiment:
         """Train (or resume) and test one seed.
 
         Args:
-            overrides: hyperparameters, and keys of the track and the recipe, that make a control or a trial.
+            overrides: hyperparameters, and keys of the track and the recipe, that make a control or a trial; "method"
+                makes it another row.
             method: another method with its defaults, instead of the settings' own.
         """
-        name = method or self.settings.method
-        hyper = {} if method else self.settings.hyper | (overrides or {})
+        given = dict(overrides or {})
+        other = given.pop("method", method)
         track, recipe = self.protocol.track, self.protocol.recipe
-        track = replace(track, **{key: hyper.pop(key) for key in vars(track) if key in hyper})
-        recipe = replace(recipe, **{key: hyper.pop(key) for key in vars(recipe) if key in hyper})
-        built, progress = self._train(seed, name, hyper, track, recipe)
-        return self._test(seed, built, progress, track)
+        track = replace(track, **{key: given.pop(key) for key in vars(track) if key in given})
+        recipe = replace(recipe, **{key: given.pop(key) for key in vars(recipe) if key in given})
+        # All of another row's hyperparameters by name, so that it shares the checkpoint of a teacher.
+        hyper = settings(other, given).hyper if other else self.settings.hyper | given
+        labels = track.labels(self.benchmark.train)
+        name = other or self.settings.method
+        built, progress = self._train(seed, name, hyper, track, recipe, labels)
+        return self._test(seed, built, progress, labels)
 
     @property
     def realised_track(self) -> dict[str, Any]:
@@ -113,7 +118,13 @@ class Experiment:
         return {} if track == Track() else {"labels": track.realised(self.benchmark.train)}
 
     def _train(
-        self, seed: int, name: str, hyper: dict[str, Any], track: Track, recipe: Recipe
+        self,
+        seed: int,
+        name: str,
+        hyper: dict[str, Any],
+        track: Track,
+        recipe: Recipe,
+        labels: np.ndarray,
     ) -> tuple[Method, Progress]:
         """A method trained to the last epoch, from its checkpoint as far as that goes."""
         torch.manual_seed(seed)
@@ -126,9 +137,8 @@ class Experiment:
         if kind.teacher:
             teacher, given = kind.teacher
             self.log(f"seed {seed}  teacher first: {find_method(teacher).title}")
-            # All its hyperparameters by name, so that a row of its own shares the checkpoint.
             hyper_of_teacher = settings(teacher, given).hyper
-            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track, recipe)[0])
+            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track, recipe, labels)[0])
         path = self._checkpoint(name, hyper, track, recipe, seed)
         resume = torch.load(path, weights_only=False) if path.exists() else None
         if resume:
@@ -148,7 +158,7 @@ class Experiment:
         progress = train(
             built,
             train_inputs,
-            track.labels(self.benchmark.train),
+            labels,
             recipe,
             seed,
             resume=resume,
@@ -161,7 +171,7 @@ class Experiment:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "epoch")
         self.log(f"seed {seed}  epoch {row['epoch']:2d}/{self.protocol.epochs}  {terms}")
 
-    def _test(self, seed: int, method: Method, progress: Progress, track: Track) -> Run:
+    def _test(self, seed: int, method: Method, progress: Progress, labels: np.ndarray) -> Run:
         sets = self._test_sets(method)
         result = evaluate(
             *sets,
@@ -169,7 +179,6 @@ class Experiment:
             ks=sorted({1, *self.protocol.ks}),  # R@1 is what records keep per class
             nmi_seeds=self.protocol.nmi_seeds,
         )
-        labels = track.labels(self.benchmark.train)
         return Run(seed, method, progress, sets[0], sets[2], result, labels)
 
     def _epoch_scores(self, method: Method) -> dict[str, float]:

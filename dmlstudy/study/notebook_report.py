@@ -99,16 +99,16 @@ class Report:
         self.runs, self.baselines, self.control_runs = [], [], {}
         seeds, run = self.protocol.seeds, self.experiment.run
         for seed in seeds:
-            self.baselines.append(self._baseline(seed))
-            trained = self.settings.method != "untrained"
-            self.runs.append(run(seed) if trained else self.baselines[-1])
-            pair = self.runs[-1], self.baselines[-1]
-            here, start = (one.evaluation.metrics["R@1"] for one in pair)
-            print(f"seed {seed}  R@1 {here:.2f}  (untrained trunk {start:.2f})")
-        controlled = seeds[: self.protocol.control_seeds]
-        for name, overrides in control_overrides(self.settings).items() if controlled else ():
-            print(f"control: {name}")
-            self.control_runs[name] = [run(seed, overrides) for seed in controlled]
+            self.baselines.append(start := self._baseline(seed))
+            self.runs.append(start if self.settings.method == "untrained" else run(seed))
+            here, there = (metrics(runs)["R@1"][-1] for runs in (self.runs, self.baselines))
+            ran = "".join(f", {n} {name}" for name, n in self.runs[-1].method.phases().items())
+            print(f"seed {seed}  R@1 {here:.2f}  (untrained trunk {there:.2f}){ran}")
+        for name, overrides in control_overrides(self.settings).items():
+            # A teacher has been trained on every seed anyway.
+            for seed in seeds if "method" in overrides else seeds[: self.protocol.control_seeds]:
+                print(f"seed {seed}  control: {name}")
+                self.control_runs.setdefault(name, []).append(run(seed, overrides))
 
     def _baseline(self, seed: int) -> Run:
         # Pretrained weights and a PCA head start the same whatever the seed.
