@@ -87,7 +87,7 @@ def comparisons(
 
 
 def control_overrides(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What each control changes, as `Experiment.run` takes it; a teacher's own row first, a tuned row's paper values last.
+    """What each control changes, as `Experiment.run` takes it: a teacher first, the values of a tuned row's paper last.
 
     A control that changes nothing is left out.
     """
