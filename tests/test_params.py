@@ -15,7 +15,6 @@ from dmlstudy.ranges import Count, Real, Share
 from dmlstudy.study import params
 from dmlstudy.study.params import Protocol, load_params, parameters_cell, settings
 from dmlstudy.training import OPTIMISERS, SCHEDULES
-from dmlstudy.trunks import TRUNKS
 
 DATASETS = sorted(path.stem for path in (params.PARAMS / "datasets").glob("*.yaml"))
 NAN, INF = float("nan"), float("inf")
@@ -135,7 +134,7 @@ def test_annotations_of_hyperparameters_are_kept(monkeypatch, given, message):
 
 
 def test_choices_are_those_that_the_library_knows():
-    known = {"trunk": TRUNKS, "optimiser": OPTIMISERS, "schedule": SCHEDULES, "pool": Pool.KINDS}
+    known = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "pool": Pool.KINDS}
     for name, names in known.items():
         assert get_args(Protocol.model_fields[name].annotation) == tuple(names)
 
