@@ -101,6 +101,7 @@ class RankedList(PairMethod):
     certainty = "high for the formula, default unverified for alpha, m, lam"
     formula, term = losses.ranked_list, "ranked list"
     controls = {"no weighting (T = 0)": {"temperature": 0.0}}
+    start = {"variant": "H"}  # further branches start at random
 
     variant: Literal["H", "LMH"] = "H"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dmlstudy.data import Track
 from dmlstudy.evaluation import neighbours, pair_histograms, t_interval
 from dmlstudy.methods import citation, deviations, find_method
+from dmlstudy.methods.untrained import Untrained
 from dmlstudy.project import PROJECT
 from dmlstudy.study import figures, results
 from dmlstudy.study.controls import comparisons, controls_table
@@ -98,7 +99,7 @@ class Report:
         seeds, run = self.protocol.seeds, self.experiment.run
         for seed in seeds:
             self.baselines.append(self._baseline(seed))
-            trained = self.settings.method != "untrained"
+            trained = not issubclass(self.method, Untrained)
             self.runs.append(run(seed) if trained else self.baselines[-1])
             pair = self.runs[-1], self.baselines[-1]
             here, start = (one.evaluation.metrics[self.first] for one in pair)
@@ -112,7 +113,7 @@ class Report:
         # Pretrained weights and a PCA head start the same whatever the seed.
         if self.baselines and self.protocol.weights != "none" and self.protocol.head_start == "pca":
             return self.baselines[0]
-        return self.experiment.run(seed, method="untrained")
+        return self.experiment.baseline(seed)
 
     def curves(self) -> Image:
         """Loss terms over epochs."""
