@@ -79,7 +79,8 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
     METHOD is a name that `list` shows, DATASET one that `data` shows, or folder:PATH with one subfolder per class.
     """
     from dmlstudy.study.notebooks import execute, source_notebook
-    from dmlstudy.study.params import load_params, settings, short_name
+    from dmlstudy.study.parameter_files import load_params
+    from dmlstudy.study.params import settings, short_name
     from dmlstudy.study.results import load
 
     overrides = parse_overrides(p)
@@ -108,7 +109,8 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
 def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  # noqa: B006
     """Train on the training classes less one validation fold and test on that fold; no test class is read."""
     from dmlstudy.study.experiment import Experiment
-    from dmlstudy.study.params import load_params, settings
+    from dmlstudy.study.parameter_files import load_params
+    from dmlstudy.study.params import settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
     for seed in chosen.protocol.seeds:
@@ -126,13 +128,42 @@ def controls(
 ) -> None:
     """Does the method's own idea help? It against its controls, seed by seed, on a validation fold."""
     from dmlstudy.study.controls import METRICS, append, compare, controls_table
-    from dmlstudy.study.params import load_params, settings
+    from dmlstudy.study.parameter_files import load_params
+    from dmlstudy.study.params import settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
     compared = compare(chosen, log=print)
     print("\n" + controls_table(compared, METRICS).text())
     if out:
         append(Path(out), compared)
+
+
+@command("tune multi_similarity glyphs --trials 12 --folds 0,1")
+def tune(
+    method: str,
+    dataset: str,
+    p: Sets = [],  # noqa: B006
+    trials: Annotated[
+        int, typer.Option(min=1, help="Trials; the first has the paper's values.")
+    ] = 12,
+    folds: Annotated[str, typer.Option(help="Comma-separated validation folds.")] = "0,1",
+    out: Annotated[str, typer.Option(help="Folder of the trials.")] = "reports/tuning",
+) -> None:
+    """Random search over learning rates, embedding length and the row's own numbers; no test class is read.
+
+    Every row gets the same budget. The best values go into params/tuned, which `run` reads. Interrupted, it resumes.
+    """
+    from dmlstudy.study.tune import search_table, tune
+
+    tune(
+        method,
+        dataset,
+        PROJECT / out,
+        trials=trials,
+        folds=[int(f) for f in folds.split(",")],
+        overrides=parse_overrides(p),
+    )
+    print("\n" + search_table(PROJECT / out).text())
 
 
 @command("study --datasets digits,folder:my/photos --methods snr,fastap --jobs 4")

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read, and the nearest valid name for a typo."""
+"""The exceptions that users are meant to read, and the nearest valid name for a typo."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +6,10 @@ from difflib import get_close_matches
 
 class StudyError(Exception):
     """A mistake that the user can mend; the message says what, where and how in one sentence."""
+
+
+class DivergedError(StudyError):
+    """A training whose loss is not finite."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> StudyError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmlstudy.data import Inputs
-from dmlstudy.errors import StudyError, unknown
+from dmlstudy.errors import DivergedError, StudyError, unknown
 from dmlstudy.methods.base import Batch, EmbedAll, Epoch, Method
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -90,7 +90,8 @@ def train(
         after_epoch: told of the progress after every epoch, for logs and checkpoints.
 
     Raises:
-        StudyError: a loss is not finite, or a trainable tensor is optimised twice or not at all.
+        DivergedError: a loss is not finite.
+        StudyError: a trainable tensor is optimised twice or not at all.
     """
     optimiser = make_optimiser(method, recipe)
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -154,7 +155,7 @@ def sum_finite(losses: dict[str, Tensor], epoch: int, step: int) -> Tensor:
     total = torch.stack(list(losses.values())).sum()
     if not total.isfinite():
         values = ", ".join(f"{name} = {float(value.detach()):g}" for name, value in losses.items())
-        raise StudyError(
+        raise DivergedError(
             f"The loss is not finite in epoch {epoch + 1}, step {step + 1} ({values}): lower the learning rates."
         )
     return total

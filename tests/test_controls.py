@@ -16,7 +16,8 @@ from dmlstudy.study.controls import (
     recorded_controls,
 )
 from dmlstudy.study.experiment import Experiment
-from dmlstudy.study.params import load_params, settings
+from dmlstudy.study.parameter_files import load_params
+from dmlstudy.study.params import settings
 from dmlstudy.study.results import Record
 
 

@@ -228,22 +228,22 @@ def test_branches_and_learning_rates_are_deviations():
     assert deviations(fast) == ["own parameters (learning rate 0.5)"]
 
 
-def test_the_factor_on_the_heads_output_is_a_deviation_where_length_is_free():
-    scaled = build(METHODS["snr"], head_scale=0.25)
-    assert "embeddings not normalised, times 0.25" in deviations(scaled)
-    assert deviations(build(METHODS["multi_similarity"], head_scale=0.25)) == []
+FREE = [name for name, kind in METHODS.items() if "head_scale" in hyperparameters(kind)]
 
 
-@every_method
-def test_every_row_scales_its_heads_output(name, inputs):
-    """The factor reaches whatever a row makes of the network: a quarter of the length, no other direction."""
-    images = inputs.test_inputs(torch.arange(9))
+@pytest.mark.parametrize("name", FREE)
+def test_the_factor_on_the_heads_output_reaches_every_use_of_it(name, inputs):
+    """Of the batch and of features: a quarter of the length; another loss, said among the deviations."""
+    batch = whole(inputs)
     plain, scaled = build(METHODS[name]).eval(), build(METHODS[name], head_scale=0.25).eval()
-    assert torch.equal(scaled.network(images), 0.25 * plain.network(images))
-    features = plain.network.features(images)
+    assert torch.equal(scaled.embed(batch.images), 0.25 * plain.embed(batch.images))
+    features = plain.network.features(batch.images)
     assert torch.equal(scaled.network.head(features), 0.25 * plain.network.head(features))
-    if not plain.unit and name != "product_quantisation":  # its sub-vectors are unit
-        assert torch.equal(scaled.embed(images), 0.25 * plain.embed(images))
+    assert "embeddings not normalised, times 0.25" in deviations(scaled)
+    assert total(scaled, batch) != total(plain, batch)
+    if "unit" in hyperparameters(METHODS[name]):
+        ones = build(METHODS[name], unit=True).eval().embed(batch.images).norm(dim=1)
+        torch.testing.assert_close(ones, torch.ones(len(ones)))
 
 
 @every_method

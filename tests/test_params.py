@@ -12,11 +12,12 @@ from dmlstudy.errors import StudyError
 from dmlstudy.methods import METHODS, Hyperparameter, hyperparameters
 from dmlstudy.networks import Pool
 from dmlstudy.ranges import Count, Real, Share
-from dmlstudy.study import params
-from dmlstudy.study.params import Protocol, load_params, parameters_cell, settings
+from dmlstudy.study import parameter_files, params
+from dmlstudy.study.parameter_files import PARAMS, load_params
+from dmlstudy.study.params import Protocol, parameters_cell, settings
 from dmlstudy.training import OPTIMISERS, SCHEDULES
 
-DATASETS = sorted(path.stem for path in (params.PARAMS / "datasets").glob("*.yaml"))
+DATASETS = sorted(path.stem for path in (PARAMS / "datasets").glob("*.yaml"))
 NAN, INF = float("nan"), float("inf")
 NUMBERS = [
     name
@@ -180,8 +181,8 @@ def test_committed_files_are_sound_and_repeat_the_constructors_defaults(method):
         name = "folder:somewhere" if dataset == "folder" else dataset
         chosen = settings(method, load_params(method, name, {"epochs": 7}))
         assert (chosen.protocol.dataset, chosen.protocol.epochs) == (name, 7)
-        if not (params.PARAMS / "methods" / f"{method}.{dataset}.yaml").exists():
-            assert chosen.hyper == defaults
+        given = load_params(method, name, tuned=False)
+        assert settings(method, given).hyper == defaults
 
 
 def test_unknown_data_set_suggests_the_nearest():
@@ -191,24 +192,45 @@ def test_unknown_data_set_suggests_the_nearest():
 
 @pytest.fixture
 def own_params(tmp_path, monkeypatch):
-    shutil.copytree(params.PARAMS, tmp_path / "params")
-    monkeypatch.setattr(params, "PARAMS", tmp_path / "params")
+    shutil.copytree(PARAMS, tmp_path / "params")
+    monkeypatch.setattr(parameter_files, "PARAMS", tmp_path / "params")
     return tmp_path / "params"
 
 
 def test_precedence_is_protocol_data_set_method_override(own_params):
     (own_params / "methods" / "multi_similarity.yaml").write_text("alpha: 3.0\n")
-    (own_params / "methods" / "multi_similarity.glyphs.yaml").write_text("alpha: 4.0\n")
+    (own_params / "tuned" / "glyphs").mkdir(parents=True, exist_ok=True)
+    (own_params / "tuned" / "glyphs" / "multi_similarity.yaml").write_text("alpha: 4.0\nlr: 0.5\n")
     assert load_params("multi_similarity", "digits")["alpha"] == 3.0
-    assert load_params("multi_similarity", "glyphs")["alpha"] == 4.0
+    given = load_params("multi_similarity", "glyphs")
+    assert (given["alpha"], given["lr"]) == (4.0, 0.5)
+    assert load_params("multi_similarity", "glyphs", tuned=False)["alpha"] == 3.0
     assert load_params("multi_similarity", "glyphs", {"alpha": 5.0})["alpha"] == 5.0
+
+
+def test_a_named_protocol_lies_over_its_data_set(own_params):
+    (own_params / "datasets" / "glyphs.odd.yaml").write_text("epochs: 31\n")
+    (own_params / "tuned" / "glyphs").mkdir(parents=True, exist_ok=True)
+    (own_params / "tuned" / "glyphs" / "fastap.yaml").write_text("bins: 7\n")
+    given = load_params("fastap", "glyphs.odd")
+    chosen = settings("fastap", given).protocol
+    assert (chosen.dataset, chosen.protocol, chosen.full_name) == ("glyphs", "odd", "glyphs.odd")
+    assert (given["epochs"], given["bins"], given["p"]) == (31, 7, 16)
+    (own_params / "tuned" / "glyphs.odd").mkdir()
+    (own_params / "tuned" / "glyphs.odd" / "fastap.yaml").write_text("lr: 0.5\n")
+    given = load_params("fastap", "glyphs.odd")
+    assert given["lr"] == 0.5 and given.get("bins") != 7
+    with pytest.raises(
+        StudyError, match=r"Unknown data set 'glyphs.od': did you mean 'glyphs.odd'"
+    ):
+        load_params("fastap", "glyphs.od")
 
 
 @pytest.mark.parametrize(
     "file, text, message",
     [
         ("methods/untrained.yaml", "lr: 0.1", "sets the protocol key 'lr': a method may only set"),
-        ("methods/untrained.digits.yaml", "lr: 0.1", "sets the protocol key 'lr'"),
+        ("tuned/digits/untrained.yaml", "epochs: 2", "sets the protocol key 'epochs'"),
         ("protocol.yaml", "a: [", "protocol.yaml is not valid YAML"),
         ("protocol.yaml", "[1, 2]", "protocol.yaml must hold one 'name: value' a line"),
         ("methods/untrained.yaml", None, "untrained.yaml is missing"),
@@ -216,6 +238,7 @@ def test_precedence_is_protocol_data_set_method_override(own_params):
 )
 def test_broken_files_are_named(own_params, file, text, message):
     (own_params / file).unlink(missing_ok=True)
+    (own_params / file).parent.mkdir(parents=True, exist_ok=True)
     if text is not None:
         (own_params / file).write_text(text)
     with pytest.raises(StudyError, match=message):

@@ -91,7 +91,6 @@ class Method(nn.Module):
         network: trunk and head; its frozen part may have been split off and cached.
         training_set: numbers of training classes, images and epochs.
         hyper: hyperparameters by name; those left out keep their defaults.
-        head_scale: factor on the head's output; unit embeddings ignore it.
 
     Raises:
         StudyError: an unknown hyperparameter.
@@ -106,13 +105,13 @@ class Method(nn.Module):
     controls: ClassVar[dict[str, dict[str, Any]]] = {}
     # A method that is trained first, on the same seed, and handed to `learn_from`: its name, its hyperparameters.
     teacher: ClassVar[tuple[str, dict[str, Any]] | None] = None
-    # Hyperparameters of its untrained trunk, where the embedding rests on parts that only training makes.
+    # Hyperparameters of its untrained trunk, where the embedding needs parts that only training makes.
     start: ClassVar[dict[str, Any]] = {}
 
     views: ClassVar[int] = 1  # augmented views per image
     asymmetric: ClassVar[bool] = False  # queries and gallery are embedded differently
     unit: bool = True  # embeddings are L2-normalised
-    head_scale: Positive = 1.0
+    head_scale: Positive = 1.0  # factor on the head's output, for rows that leave the length free
     extra_lr: float = 1e-2  # learning rate of parameters that are not the network's
 
     def __init__(self, network: Network, training_set: TrainingSet, **hyper: Any):

@@ -6,18 +6,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import t_interval
 from dmlstudy.methods import METHODS, find_method
 from dmlstudy.study.experiment import Experiment
+from dmlstudy.study.parameter_files import load_params
 from dmlstudy.study.params import Settings
+from dmlstudy.study.params import settings as checked
 from dmlstudy.study.ranking import MIN_SEEDS
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import Cell, Note, Part, Table, change, notebook_link, number
 
 DECIDED = "beats its control"
+PAPER = "the paper's values"  # what the control of a tuned row has
 METRICS = ("R@1", "MAP@R")
 HEADS = "data set", "method", "control", "metric", "method's", "control's", "difference", "beats it"
 Scores = Mapping[str, Sequence[float]]  # by metric, one value per seed
@@ -67,6 +71,17 @@ def comparisons(
     return compared
 
 
+def control_overrides(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What each control changes: the row's own that change something, and for a tuned row its paper's values."""
+    method, dataset = settings.method, settings.protocol.full_name
+    literal = checked(method, load_params(method, dataset, tuned=False)).flat
+    tuned = load_params(method, dataset).items()
+    changed = {name: literal[name] for name, value in tuned if literal[name] != value}
+    named = find_method(method).controls | {PAPER: changed}
+    given = settings.flat.items()
+    return {name: own for name, own in named.items() if not own.items() <= given}
+
+
 def compare(settings: Settings, log: Callable[[str], None]) -> list[Comparison]:
     """Train the method and each of its controls with the same seeds.
 
@@ -86,7 +101,7 @@ def compare(settings: Settings, log: Callable[[str], None]) -> list[Comparison]:
     own = scores("as it is", {})
     controls = {
         name: scores(f"control {name}", overrides)
-        for name, overrides in find_method(method).controls.items()
+        for name, overrides in control_overrides(settings).items()
     }
     return comparisons(protocol.dataset, protocol.fold, method, own, controls)
 

@@ -36,7 +36,7 @@ from dmlstudy.networks import Network, build_network
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
 from dmlstudy.study.whole_file import whole_file
-from dmlstudy.training import Progress, train
+from dmlstudy.training import Progress, Recipe, train
 
 CALIBRATION = 256  # training images that a random trunk's BatchNorm statistics are measured on
 
@@ -83,13 +83,14 @@ class Experiment:
         """Train (or resume) and test one seed.
 
         Args:
-            overrides: hyperparameters and track keys that make a control.
+            overrides: hyperparameters, and keys of the track and the recipe, that make a control or a trial.
             trained: else tested as it starts.
         """
         name, hyper = self.settings.method, self.settings.hyper | (overrides or {})
-        track = self.protocol.track
+        track, recipe = self.protocol.track, self.protocol.recipe
         track = replace(track, **{key: hyper.pop(key) for key in vars(track) if key in hyper})
-        built, progress = self._train(seed, name, hyper, track, trained)
+        recipe = replace(recipe, **{key: hyper.pop(key) for key in vars(recipe) if key in hyper})
+        built, progress = self._train(seed, name, hyper, track, recipe, trained)
         return self._test(seed, built, progress, track)
 
     def baseline(self, seed: int) -> Run:
@@ -103,7 +104,13 @@ class Experiment:
         return {} if track == Track() else {"labels": track.realised(self.benchmark.train)}
 
     def _train(
-        self, seed: int, name: str, hyper: dict[str, Any], track: Track, trained: bool = True
+        self,
+        seed: int,
+        name: str,
+        hyper: dict[str, Any],
+        track: Track,
+        recipe: Recipe,
+        trained: bool = True,
     ) -> tuple[Method, Progress]:
         """A method trained to the last epoch, from its checkpoint as far as that goes."""
         network, kind = self._network(seed), find_method(name)
@@ -116,8 +123,8 @@ class Experiment:
             self.log(f"seed {seed}  teacher first: {find_method(teacher).title}")
             # All its hyperparameters by name, so that a row of its own shares the checkpoint.
             hyper_of_teacher = settings(teacher, given).hyper
-            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track)[0])
-        path = self._checkpoint(name, hyper, track, seed)
+            built.learn_from(self._train(seed, teacher, hyper_of_teacher, track, recipe)[0])
+        path = self._checkpoint(name, hyper, track, recipe, seed)
         resume = torch.load(path, weights_only=False) if path.exists() else None
         if resume:
             print(f"seed {seed}: goes on after epoch {resume.epoch}", file=sys.stderr)
@@ -135,7 +142,7 @@ class Experiment:
             built,
             train_inputs,
             track.labels(self.benchmark.train),
-            self.protocol.recipe,
+            recipe,
             seed,
             resume=resume,
             after_epoch=after_epoch,
@@ -230,8 +237,10 @@ class Experiment:
             return Activations(images, self._cache)
         return Pixels(images, self.protocol.crop, self.protocol.augment)
 
-    def _checkpoint(self, method: str, hyper: dict[str, Any], track: Track, seed: int) -> Path:
-        everything = vars(self.protocol) | vars(track)
+    def _checkpoint(
+        self, method: str, hyper: dict[str, Any], track: Track, recipe: Recipe, seed: int
+    ) -> Path:
+        everything = vars(self.protocol) | vars(track) | vars(recipe)
         protocol = {k: v for k, v in everything.items() if k not in PRESENTATION}
         key = content_key(
             code_fingerprint(method), torch.__version__, protocol, hyper, self.benchmark.checksum

@@ -48,17 +48,9 @@ def inputs(method: str, dataset: str) -> list[str]:
     """Files that decide a run's record, relative to the project: the grid runs again what is older than one of them."""
     from dmlstudy.study.fingerprint import training_code
     from dmlstudy.study.notebooks import source_notebook
-    from dmlstudy.study.params import PARAMS
+    from dmlstudy.study.parameter_files import parameter_files
 
-    special = PARAMS / "methods" / f"{method}.{dataset}.yaml"
-    files = [
-        source_notebook(method),
-        PARAMS / "protocol.yaml",
-        PARAMS / "datasets" / f"{dataset.partition(':')[0]}.yaml",
-        PARAMS / "methods" / f"{method}.yaml",
-        *([special] if special.is_file() else []),
-        *training_code(method),
-    ]
+    files = [source_notebook(method), *parameter_files(method, dataset), *training_code(method)]
     return [str(path.relative_to(PROJECT)) for path in files]
 
 

@@ -17,11 +17,12 @@ from dmlstudy.methods import citation, deviations, find_method
 from dmlstudy.methods.untrained import Untrained
 from dmlstudy.project import PROJECT
 from dmlstudy.study import figures, results
-from dmlstudy.study.controls import comparisons, controls_table
+from dmlstudy.study.controls import comparisons, control_overrides, controls_table
 from dmlstudy.study.experiment import Experiment, Run
 from dmlstudy.study.literature import load_reported
 from dmlstudy.study.notebooks import assigned_parameters
-from dmlstudy.study.params import PARAMS, settings, short_name
+from dmlstudy.study.parameter_files import PARAMS
+from dmlstudy.study.params import settings, short_name
 from dmlstudy.study.provenance import provenance
 from dmlstudy.study.results import PERCENT
 from dmlstudy.study.tables import (
@@ -105,7 +106,7 @@ class Report:
             here, start = (one.evaluation.metrics[self.first] for one in pair)
             print(f"seed {seed}  {self.first} {here:.2f}  (untrained trunk {start:.2f})")
         controlled = seeds[: self.protocol.control_seeds]
-        for name, overrides in self.method.controls.items() if controlled else ():
+        for name, overrides in control_overrides(self.settings).items() if controlled else ():
             print(f"control: {name}")
             self.control_runs[name] = [run(seed, overrides) for seed in controlled]
 
@@ -209,8 +210,8 @@ class Report:
         return results.Record(
             method=self.settings.method,
             title=self.method.title,
-            dataset=short_name(b.name),
-            dataset_title=b.title,
+            dataset=short_name(self.protocol.full_name),
+            dataset_title=", ".join(filter(None, (b.title, self.protocol.protocol))),
             seeds=list(self.protocol.seeds),
             metrics=_scores(self.runs),
             baseline=_scores(self.baselines),

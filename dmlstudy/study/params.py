@@ -22,15 +22,13 @@ from pydantic import (
 from dmlstudy.data import Augment, Track
 from dmlstudy.errors import StudyError, unknown
 from dmlstudy.methods import find_method, hyperparameters
-from dmlstudy.project import PROJECT
 from dmlstudy.ranges import Fold, Momentum, Neighbours, Pixels, PositiveShare, Rate, Seed, Share
 from dmlstudy.study.checks import TYPES, Schemas, Strict, different, mistyped, plain_value
 from dmlstudy.training import Recipe
 from dmlstudy.trunks import check_trunk
 
-PARAMS = PROJECT / "params"
 # Keys of the protocol that change no trained network.
-PRESENTATION = ("seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
+PRESENTATION = ("protocol", "seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
 
 
 def _listed(value: Any) -> Any:
@@ -53,6 +51,7 @@ class Protocol(Strict):
     """Everything that is the same for all methods on a data set; defaults are a smoke run of seconds."""
 
     dataset: str = _key("digits", "data set, or folder:PATH with one subfolder of images per class")
+    protocol: str = _key("", "name of a further protocol on the data set; empty for its first one")
     seeds: Annotated[list[Seed], *Several] = _key([0], "one training run per seed")
     fold: Fold | None = _key(
         None, "None: test classes; 0, 1, ...: that validation fold of the training classes"
@@ -118,6 +117,11 @@ class Protocol(Strict):
                 f"crop = {self.crop} px is larger than resize = {self.resize} px: raise resize."
             )
         return self
+
+    @property
+    def full_name(self) -> str:
+        """The data set, and the protocol where it has a name, as the command line takes them."""
+        return ".".join(filter(None, (self.dataset, self.protocol)))
 
     @property
     def augment(self) -> Augment:
@@ -188,53 +192,6 @@ def short_name(dataset: str) -> str:
     """
     kind, colon, path = dataset.partition(":")
     return f"{kind}_{Path(path).name}" if colon else dataset
-
-
-def load_params(
-    method: str, dataset: str, overrides: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Parameters of a run from the yaml files: protocol, then data set, then method, then overrides.
-
-    A method's file holds its hyperparameters; `METHOD.DATASET.yaml` beside it those that differ for a data set,
-    so that plain papermill can be given the same files with `-f`.
-
-    Raises:
-        StudyError: a method's file shadows a protocol key, so that methods would not be equal.
-    """
-    find_method(method)
-    own = read_yaml(PARAMS / "methods" / f"{method}.yaml")
-    special = PARAMS / "methods" / f"{method}.{dataset}.yaml"
-    if special.is_file():
-        own |= read_yaml(special)
-    shadowed = sorted(set(own) & set(Protocol.model_fields))
-    if shadowed:
-        raise StudyError(
-            f"params/methods/{method}.yaml sets the protocol key '{shadowed[0]}': a method may only set its own "
-            "hyperparameters; put it into params/datasets, where it holds for all methods."
-        )
-    file = PARAMS / "datasets" / f"{dataset.partition(':')[0]}.yaml"
-    known = sorted(path.stem for path in (PARAMS / "datasets").glob("*.yaml"))
-    if not file.is_file():
-        raise unknown("data set", dataset, known)
-    given = read_yaml(PARAMS / "protocol.yaml") | read_yaml(file) | {"dataset": dataset}
-    return given | own | (overrides or {})
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A flat YAML file as a dictionary.
-
-    Raises:
-        StudyError: missing or broken file.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StudyError(f"The parameter file {path} is missing.") from None
-    except yaml.YAMLError as error:
-        raise StudyError(f"The parameter file {path} is not valid YAML: {error}.") from error
-    if not isinstance(content or {}, dict):
-        raise StudyError(f"The parameter file {path} must hold one 'name: value' a line.")
-    return content or {}
 
 
 def parameters_cell(method: str) -> str:
