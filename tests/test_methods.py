@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASSES, EPOCHS, RECIPE, assert_same, build, go
+from conftest import CLASSES, EPOCHS, RECIPE, assert_same, build, go, whole
 from torch import Tensor
 
 from dmlstudy.data import Pixels
@@ -73,6 +73,7 @@ def total(method: Method, batch: Batch) -> Tensor:
 
 # Controls that leave a part without work: no policy to learn, no codes, no weight on the signatures.
 POLICY = {f"policy.layers.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
+STILL = "untrained", "raw"  # not trained
 UNUSED = {
     ("product_quantisation", "{'ranking': 'float'}"): {"codeword_vectors", "assignment"},
     ("discriminative_sampling", "{'sampler': 'uniform'}"): POLICY,
@@ -85,7 +86,7 @@ def trained(name: str, hyper: dict, inputs: Pixels) -> tuple[Method, Progress]:
     """A method after training, which moved what it should and goes on bit for bit after a restart."""
     method, first = build(METHODS[name], **hyper), io.BytesIO()
     if name == "divide_and_conquer":  # a random head crowds all images, and no pair is active
-        method.network.start_head_from_pca(EmbedAll(method, inputs)(method.network.features))
+        method.network.start_head(EmbedAll(method, inputs)(method.network.features), pca=True)
     before = {n: p.clone() for n, p in method.named_parameters()}
 
     def keep(progress):
@@ -95,7 +96,7 @@ def trained(name: str, hyper: dict, inputs: Pixels) -> tuple[Method, Progress]:
     recipe = Recipe(4, 4, EPOCHS, 3e-3, 3e-3, 1e-4)
     done = go(method, inputs, after_epoch=keep, recipe=recipe)
     still = {n for n, p in method.named_parameters() if torch.equal(p, before[n])}
-    assert still == (set(before) if name == "untrained" else UNUSED.get((name, str(hyper)), set()))
+    assert still == (set(before) if name in STILL else UNUSED.get((name, str(hyper)), set()))
     first.seek(0)
     again = build(METHODS[name], seed=99, **hyper)  # what it starts from must not matter
     progress = go(again, inputs, recipe=recipe, resume=torch.load(first, weights_only=False))
@@ -113,7 +114,7 @@ def test_training(name, inputs):
             continue
         method, done = trained(name, hyper, inputs)
         assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
-        if name != "untrained":  # a policy's rewards rise as it learns
+        if name not in STILL:  # a policy's rewards rise as it learns
             totals = [
                 sum(v for k, v in row.items() if k not in ("epoch", "policy"))
                 for row in done.history
@@ -122,7 +123,8 @@ def test_training(name, inputs):
         z = EmbedAll(method, inputs)()
         # Asymmetric product quantisation keeps two codes per image, side by side.
         parts = 2 if getattr(method, "ranking", "") == "asymmetric" else 1 + len(method.branches)
-        assert z.shape == (len(inputs), parts * method.network.embedding_size)
+        size = inputs.size**2 if name == "raw" else parts * method.network.embedding_size
+        assert z.shape == (len(inputs), size)
         assert z.isfinite().all()
         assert (done.history, z.tolist()) not in seen, hyper
         seen.append((done.history, z.tolist()))
@@ -180,6 +182,7 @@ def test_labels_that_are_not_one_number_per_image_are_refused():
 
 DEVIATIONS = {
     "untrained": ["batch composition"],
+    "raw": ["batch composition", "embedding"],
     "upper_bound": ["own parameters (learning rate 0.01)"],
     "product_quantisation": [
         "embedding",
@@ -225,6 +228,24 @@ def test_branches_and_learning_rates_are_deviations():
     assert "own parameters (learning rate 0.5)" in deviations(fast)
 
 
+FREE = [name for name, kind in METHODS.items() if "head_scale" in hyperparameters(kind)]
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_the_factor_on_the_heads_output_reaches_every_use_of_it(name, inputs):
+    """Of the batch and of features: a quarter of the length; another loss, said among the deviations."""
+    batch = whole(inputs)
+    plain, scaled = build(METHODS[name]).eval(), build(METHODS[name], head_scale=0.25).eval()
+    assert torch.equal(scaled.embed(batch.images), 0.25 * plain.embed(batch.images))
+    features = plain.network.features(batch.images)
+    assert torch.equal(scaled.network.head(features), 0.25 * plain.network.head(features))
+    assert "embeddings not normalised, times 0.25" in deviations(scaled)
+    assert total(scaled, batch) != total(plain, batch)
+    if "unit" in hyperparameters(METHODS[name]):
+        ones = build(METHODS[name], unit=True).eval().embed(batch.images).norm(dim=1)
+        torch.testing.assert_close(ones, torch.ones(len(ones)))
+
+
 @every_method
 def test_declarations(name, inputs):
     """Every hyperparameter has a comment, every method a paper; deviations and norms are what is embedded."""
@@ -233,7 +254,7 @@ def test_declarations(name, inputs):
     assert torch.allclose(z, F.normalize(z), atol=1e-6) == method.unit
     assert deviations(method) == DEVIATIONS[name]
     assert all(h.comment for h in hyperparameters(kind).values())
-    assert (citation(kind) == "no paper") == (name == "untrained")
+    assert (citation(kind) == "no paper") == (name in STILL)
     with pytest.raises(StudyError, match="Unknown hyperparameter 'margn'"):
         build(kind, margn=0.1)
 

@@ -16,7 +16,6 @@ from dmlstudy.study import parameter_files, params
 from dmlstudy.study.parameter_files import PARAMS, load_params
 from dmlstudy.study.params import Protocol, parameters_cell, settings
 from dmlstudy.training import OPTIMISERS, SCHEDULES
-from dmlstudy.trunks import TRUNKS
 
 DATASETS = sorted(path.stem for path in (PARAMS / "datasets").glob("*.yaml"))
 NAN, INF = float("nan"), float("inf")
@@ -136,7 +135,7 @@ def test_annotations_of_hyperparameters_are_kept(monkeypatch, given, message):
 
 
 def test_choices_are_those_that_the_library_knows():
-    known = {"trunk": TRUNKS, "optimiser": OPTIMISERS, "schedule": SCHEDULES, "pool": Pool.KINDS}
+    known = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "pool": Pool.KINDS}
     for name, names in known.items():
         assert get_args(Protocol.model_fields[name].annotation) == tuple(names)
 

@@ -90,3 +90,50 @@ def test_cosine_falls_from_one_towards_zero():
     assert factors[0] == 1
     assert factors == sorted(factors, reverse=True)
     assert 0 < factors[-1] < 0.2
+
+
+def experiment(method, **given):
+    small = {"nmi_seeds": 1, "epochs": 1, "p": 4, "k": 4, "cached_views": 0}
+    return Experiment(settings(method, small | given), lambda line: None)
+
+
+@pytest.mark.parametrize("method", ["snr", "triplet_batch_hard", "multi_similarity"])
+def test_the_untrained_trunk_is_the_row_itself_before_its_first_step(method, tmp_path, monkeypatch):
+    monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
+    start = experiment(method).baseline(0)
+    assert isinstance(start.method, METHODS[method]) and not start.progress.history
+    still = experiment(method, lr=0.0, trunk_lr=0.0, freeze_bn=True).run(0)
+    assert torch.equal(start.query, still.query)
+    assert start.evaluation.metrics == still.evaluation.metrics
+    cosine = experiment("untrained").run(0)
+    same = start.evaluation.metrics == cosine.evaluation.metrics
+    assert same == (method == "multi_similarity")
+
+
+def test_without_trained_codes_the_untrained_trunk_is_the_float_embedding(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
+    start = experiment("product_quantisation").baseline(0)
+    assert start.method.ranking == "float"
+    assert start.query.shape[1] == start.method.network.embedding_size
+
+
+def test_raw_pixels_from_scratch(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
+    run = experiment("raw")
+    images = run._inputs(run.benchmark.query).test_inputs(torch.arange(3)).flatten(1)
+    query = run.run(0).query[:3]
+    torch.testing.assert_close(query * images.norm(dim=1, keepdim=True), images)
+
+
+def test_a_pretrained_network_is_built_once_and_starts_alike(tmp_path, monkeypatch):
+    """Seeds share trunk and PCA head; a random head is each seed's own, whatever ran before."""
+    monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
+    given = {"trunk": "tf_efficientnet_lite0", "weights": "package", "trained": "head"}
+    given |= {"embedding_size": 4, "resize": 32, "crop": 32, "cached_views": 1, "dataset": "digits"}
+    for start, alike in (("pca", True), ("default", False)):
+        one = experiment("untrained", head_start=start, **given)
+        first, second = one.run(0).query, one.run(1).query
+        assert torch.equal(first, second) == alike
+        assert torch.equal(one.run(0).query, first)
+        raw = experiment("raw", head_start=start, **given).run(0).query
+        assert raw.shape == (len(first), 1280)

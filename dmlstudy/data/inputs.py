@@ -118,7 +118,7 @@ def cache_activations(
     views: int,
     device: str = "cpu",
     cache: Path | str | None = None,
-    batch: int = 64,
+    batch: int = 16,
 ) -> np.ndarray:
     """Activations [views, M, ...] in float16 of the whole image store under a frozen `lower` part.
 
@@ -127,6 +127,7 @@ def cache_activations(
 
     Args:
         key: names the function `lower` (weights and cut); part of the cache's address.
+        batch: images at a time; more of them cost time in page faults.
 
     Raises:
         StudyError: the disk is full.
@@ -138,23 +139,18 @@ def cache_activations(
 
     def fill(array: np.ndarray) -> None:
         starts = range(0, len(everything), batch)
-        for step in progress("caching activations, batch", views * len(starts)):
-            view, start = divmod(step, len(starts))
-            indices = torch.arange(start * batch, min((start + 1) * batch, len(everything)))
-            inputs = _view(everything, indices, view, start).to(device)
-            with torch.inference_mode():
-                array[view, indices.numpy()] = lower(inputs).half().cpu().numpy()
+        for number in progress("caching activations, batch", len(starts)):
+            indices = torch.arange(number * batch, min((number + 1) * batch, len(everything)))
+            plain = everything.test_inputs(indices).to(device)
+            for view in range(views):
+                if view == 0 or (view == 1 and spec.flip):
+                    inputs = plain.flip(3) if view else plain
+                else:
+                    generator = torch.Generator().manual_seed(1_000_003 * view + number)
+                    inputs = everything.augmented(indices, 1, generator).to(device)
+                with torch.inference_mode():
+                    array[view, indices.numpy()] = lower(inputs).half().cpu().numpy()
 
-    address = content_key(images.key, key, size, str(spec), views)
+    address = content_key(images.key, key, size, str(spec), views, batch)
     total = (views, len(everything), *shape)
     return cached_array("activations", address, total, "float16", fill, cache)
-
-
-def _view(everything: Pixels, indices: Tensor, view: int, batch: int) -> Tensor:
-    plain = everything.test_inputs(indices)
-    if view == 0:
-        return plain
-    if view == 1 and everything.spec.flip:
-        return plain.flip(3)
-    generator = torch.Generator().manual_seed(1_000_003 * view + batch)
-    return everything.augmented(indices, 1, generator)

@@ -15,7 +15,7 @@ from dmlstudy.methods.invariant_spreading import InvariantSpreading
 from dmlstudy.methods.product_quantisation import ProductQuantisation
 from dmlstudy.methods.sche import SCHE
 from dmlstudy.methods.teachers import Teachers
-from dmlstudy.methods.untrained import Untrained
+from dmlstudy.methods.untrained import Raw, Untrained
 
 METHODS: dict[str, type[Method]] = {
     "untrained": Untrained,
@@ -36,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "soft_triple": proxies.SoftTriple,
     "triplet_batch_hard": pairs.TripletBatchHard,
     "contrastive": pairs.Contrastive,
+    "raw": Raw,
 }
 
 __all__ = [

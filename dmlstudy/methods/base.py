@@ -19,6 +19,7 @@ from dmlstudy.heads import embed_branches
 from dmlstudy.memory import Memory
 from dmlstudy.methods.hyperparameters import hyperparameters, keywords
 from dmlstudy.networks import Network
+from dmlstudy.ranges import Positive
 from dmlstudy.samplers import pk_batches
 
 
@@ -104,10 +105,13 @@ class Method(nn.Module):
     controls: ClassVar[dict[str, dict[str, Any]]] = {}
     # A method that is trained first, on the same seed, and handed to `learn_from`: its name, its hyperparameters.
     teacher: ClassVar[tuple[str, dict[str, Any]] | None] = None
+    # Hyperparameters of its untrained trunk, where the embedding needs parts that only training makes.
+    start: ClassVar[dict[str, Any]] = {}
 
     views: ClassVar[int] = 1  # augmented views per image
     asymmetric: ClassVar[bool] = False  # queries and gallery are embedded differently
     unit: bool = True  # embeddings are L2-normalised
+    head_scale: Positive = 1.0  # factor on the head's output, for rows that leave the length free
     extra_lr: float = 1e-2  # learning rate of parameters that are not the network's
     least_steps: int = 1  # of training; with fewer, a phase of the method would never run
 
@@ -121,6 +125,7 @@ class Method(nn.Module):
                 raise unknown("hyperparameter", name, known)
         for name, parameter in known.items():
             setattr(self, name, hyper.get(name, parameter.default))
+        network.head.scale = self.head_scale
         self.build(training_set)
 
     def build(self, training_set: TrainingSet) -> None:
@@ -217,7 +222,8 @@ def deviations(method: Method) -> list[str]:
     if kind.asymmetric:
         departures.append("queries and gallery embedded differently")
     if not method.unit:
-        departures.append("embeddings not normalised")
+        factor = f", times {method.head_scale:g}" if method.head_scale != 1 else ""
+        departures.append(f"embeddings not normalised{factor}")
     if method.branches:
         departures.append(f"{1 + len(method.branches)} branches, each with its own head")
     if any(isinstance(module, Memory) for module in method.modules()):

@@ -39,6 +39,8 @@ class DiscriminativeSampling(Method):
         policy_lr: learning rate of g.
         centroid_momentum: of the moving average of centroids, per batch that holds the class.
         reward_momentum: of the running mean of rewards, per batch.
+        unit: normalise the embeddings.
+        head_scale: factor on the head's output, for embeddings of free length.
     """
 
     number, title = 9, "DE-DSP (after the abstract)"
@@ -49,7 +51,6 @@ class DiscriminativeSampling(Method):
         "uniform sampler": {"sampler": "uniform"},
         "fixed hard classes": {"sampler": "nearest"},
     }
-    unit = False
 
     l2 = 0.02
     sampler: Literal["policy", "uniform", "nearest"] = "policy"
@@ -58,6 +59,8 @@ class DiscriminativeSampling(Method):
     policy_lr: NonNegative = 1e-2
     centroid_momentum: Momentum = 0.5
     reward_momentum: Momentum = 0.9
+    unit: bool = False
+    head_scale: Positive = 1.0
 
     def build(self, training_set: TrainingSet) -> None:
         classes, size = training_set.classes, self.network.embedding_size

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from dmlstudy import losses
 from dmlstudy.geometry import pairwise_cosine
 from dmlstudy.methods.base import Batch, Method, TrainingSet
-from dmlstudy.ranges import Count, NonNegative, Share
+from dmlstudy.ranges import Count, NonNegative, Positive, Share
 
 
 def generator(embedding_size: int, hidden: int, feature_size: int) -> nn.Sequential:
@@ -73,6 +73,7 @@ class HDML(Method):
         synthesis: generated, or for controls interpolated (no generator) or none.
         generator_lr: learning rate of the generator.
         classifier_lr: learning rate of the classifier.
+        head_scale: factor on the head's output, for embeddings of free length.
     """
 
     number, title, kind = 14, "HDML", "N-pair loss with generated hard negatives"
@@ -94,6 +95,7 @@ class HDML(Method):
     synthesis: Literal["generated", "interpolated", "none"] = "generated"
     generator_lr: NonNegative = 1e-2
     classifier_lr: NonNegative = 1e-3
+    head_scale: Positive = 1.0
 
     def build(self, training_set: TrainingSet) -> None:
         self.extra_lr = self.generator_lr

@@ -19,7 +19,7 @@ from dmlstudy.heads import branch_heads
 from dmlstudy.losses import Keys
 from dmlstudy.memory import Memory
 from dmlstudy.methods.base import Batch, Method, TrainingSet
-from dmlstudy.ranges import NonNegative, NonNegativeCount
+from dmlstudy.ranges import NonNegative, NonNegativeCount, Positive
 
 
 class PairMethod(Method):
@@ -107,6 +107,7 @@ class RankedList(PairMethod):
     certainty = "high for the formula, default unverified for alpha, m, lam"
     formula, term = losses.ranked_list, "ranked list"
     controls = {"no weighting (T = 0)": {"temperature": 0.0}}
+    start = {"variant": "H"}  # further branches start at random
 
     variant: Literal["H", "LMH"] = "H"
 
@@ -134,6 +135,7 @@ class TripletBatchHard(PairMethod):
 
     Args:
         unit: normalise the embeddings all the same (control).
+        head_scale: factor on the head's output, for embeddings of free length.
     """
 
     number, title, kind = 16, "Triplet, batch-hard", "triplet loss"
@@ -142,6 +144,7 @@ class TripletBatchHard(PairMethod):
     controls = {"hinge, m = 0.2": {"margin": 0.2}, "unit embeddings": {"unit": True}}
 
     unit: bool = False
+    head_scale: Positive = 1.0
 
     def similarity(self, queries: Tensor, gallery: Tensor) -> Tensor:
         return -squared_distance(queries, gallery)
@@ -174,6 +177,7 @@ class SNR(Method):
         lam: weight of the zero-mean term.
         distance: snr, or euclidean, squared (control: the twin), in loss and ranking.
         unit: normalise the embeddings (for the twin).
+        head_scale: factor on the head's output, for embeddings of free length.
     """
 
     number, title, kind = 12, "SNR distance", "pair loss with its own distance"
@@ -190,6 +194,7 @@ class SNR(Method):
     lam: NonNegative = 0.005
     distance: Literal["snr", "euclidean"] = "snr"
     unit: bool = False
+    head_scale: Positive = 1.0
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         h = self.embed(batch.images)

@@ -50,6 +50,7 @@ class ProductQuantisation(Method):
         "float embedding": {"ranking": "float"},
         "symmetric (hard against hard)": {"ranking": "symmetric"},
     }
+    start = {"ranking": "float"}  # codewords are random before training: sub-vectors, not quantised
     asymmetric = True
     unit = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan
@@ -32,12 +33,15 @@ from dmlstudy.data import (
 from dmlstudy.errors import StudyError
 from dmlstudy.evaluation import Evaluation, evaluate, retrieve
 from dmlstudy.methods import EmbedAll, Method, TrainingSet, find_method
+from dmlstudy.methods.untrained import Untrained
 from dmlstudy.networks import Network, build_network
 from dmlstudy.study.collapse import State, state
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
 from dmlstudy.study.whole_file import whole_file
 from dmlstudy.training import Progress, Recipe, train
+
+CALIBRATION = 256  # training images that a random trunk's BatchNorm statistics are measured on
 
 
 @dataclass
@@ -91,16 +95,16 @@ class Experiment:
         benchmark = load(p.dataset, p.resize)
         return benchmark if p.fold is None else benchmark.fold(p.fold, p.folds)
 
-    def run(self, seed: int, overrides: dict[str, Any] | None = None, method: str = "") -> Run:
+    def run(self, seed: int, overrides: dict[str, Any] | None = None, trained: bool = True) -> Run:
         """Train (or resume) and test one seed.
 
         Args:
             overrides: hyperparameters, and keys of the track and the recipe, that make a control or a trial; "method"
                 makes it another row.
-            method: another method with its defaults, instead of the settings' own.
+            trained: else tested as it starts.
         """
         given = dict(overrides or {})
-        other = given.pop("method", method)
+        other = given.pop("method", "")
         track, recipe = self.protocol.track, self.protocol.recipe
         track = replace(track, **{key: given.pop(key) for key in vars(track) if key in given})
         recipe = replace(recipe, **{key: given.pop(key) for key in vars(recipe) if key in given})
@@ -108,8 +112,12 @@ class Experiment:
         hyper = settings(other, given).hyper if other else self.settings.hyper | given
         labels = track.labels(self.benchmark.train)
         name = other or self.settings.method
-        built, progress = self._train(seed, name, hyper, track, recipe, labels)
+        built, progress = self._train(seed, name, hyper, track, recipe, labels, trained)
         return self._test(seed, built, progress, labels)
+
+    def baseline(self, seed: int) -> Run:
+        """The untrained trunk in this row's own embedding and test distance: what is left is training alone."""
+        return self.run(seed, find_method(self.settings.method).start, trained=False)
 
     @property
     def realised_track(self) -> dict[str, Any]:
@@ -125,15 +133,14 @@ class Experiment:
         track: Track,
         recipe: Recipe,
         labels: np.ndarray,
+        trained: bool = True,
     ) -> tuple[Method, Progress]:
         """A method trained to the last epoch, from its checkpoint as far as that goes."""
-        torch.manual_seed(seed)
-        network = self._network()
-        kind = find_method(name)
+        network, kind = self._network(seed), find_method(name)
         built = kind(network, self._training_set, **hyper).to(self.protocol.device)
+        if not trained:
+            return built, Progress()
         train_inputs = self._inputs(self.benchmark.train)
-        if self.protocol.head_start == "pca":
-            network.start_head_from_pca(self._head_features(network, built, train_inputs))
         if kind.teacher:
             teacher, given = kind.teacher
             self.log(f"seed {seed}  teacher first: {find_method(teacher).title}")
@@ -162,7 +169,7 @@ class Experiment:
             recipe,
             seed,
             resume=resume,
-            after_epoch=after_epoch if name != "untrained" else lambda progress: None,
+            after_epoch=after_epoch,
             device=self.protocol.device,
         )
         return built, progress
@@ -204,12 +211,25 @@ class Experiment:
         train = self.benchmark.train
         return TrainingSet(len(train.classes), len(train), self.protocol.epochs, train.groups)
 
-    def _network(self) -> Network:
-        """The starting network; its frozen part is taken off if its activations are cached."""
-        p = self.protocol
+    def _network(self, seed: int) -> Network:
+        """The starting network; a pretrained trunk, and a head that is fitted to it, start alike for every seed."""
+        if self.protocol.weights == "none":
+            torch.manual_seed(seed)
+            return self._build()
+        if self._start is None:
+            self._start = self._build()
+        torch.manual_seed(seed)
+        network = deepcopy(self._start)
+        if self.protocol.head_start == "default":
+            network.head.reset_parameters()
+        return network
+
+    def _build(self) -> Network:
+        """A network with its head fitted; its frozen part is taken off if its activations are cached."""
+        p, train = self.protocol, self.benchmark.train
         network = build_network(
             p.trunk,
-            channels=self.benchmark.train.store.shape[3],
+            channels=train.store.shape[3],
             embedding_size=p.embedding_size,
             trained=p.trained,
             weights=p.weights,
@@ -217,35 +237,38 @@ class Experiment:
             tf_padding=p.tf_padding,
             pool=p.pool,
             freeze_bn=p.freeze_bn,
-        )
+            head_norm=p.head_norm,
+            size=p.crop,
+        ).to(p.device)
+        if p.weights == "none":
+            some = torch.linspace(0, len(train) - 1, min(len(train), CALIBRATION)).long()
+            pixels = Pixels(train, p.crop, p.augment).test_inputs(some)
+            network.calibrate_norms(pixels.to(p.device))
         frozen = network.split_frozen() if p.cached_views else None
-        # A random frozen part is another one for every seed.
-        if frozen is not None and (self._cache is None or p.weights == "none"):
+        if frozen is not None:
             self._cache = cache_activations(
-                self.benchmark.train,
+                train,
                 # Channels last is half as fast again for depthwise convolutions on a CPU.
-                frozen.eval().to(p.device).to(memory_format=torch.channels_last),
+                frozen.eval().to(memory_format=torch.channels_last),
                 _weights_key(frozen),
                 size=p.crop,
                 spec=p.augment,
                 views=p.cached_views,
                 device=p.device,
             )
-        return network.to(p.device)
+        if p.head_start == "pca" or p.head_norm == "batch":
+            start = Untrained(network, self._training_set)
+            features = EmbedAll(start, self._inputs(train), p.device)(network.features)
+            network.start_head(features.to(p.device), pca=p.head_start == "pca")
+        return network
 
     _cache: Any = None
-    _features: Tensor | None = None
+    _start: Network | None = None
 
     def _inputs(self, images: ImageSet) -> Inputs:
         if self._cache is not None:
             return Activations(images, self._cache)
         return Pixels(images, self.protocol.crop, self.protocol.augment)
-
-    def _head_features(self, network: Network, method: Method, inputs: Inputs) -> Tensor:
-        """Starting trunk features of the training images, computed once if the trunk starts pretrained."""
-        if self._features is None or self.protocol.weights == "none":
-            self._features = EmbedAll(method, inputs, self.protocol.device)(network.features)
-        return self._features
 
     def _checkpoint(
         self, method: str, hyper: dict[str, Any], track: Track, recipe: Recipe, seed: int

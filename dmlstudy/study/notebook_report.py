@@ -14,6 +14,7 @@ from torch import Tensor
 from dmlstudy.data import Track
 from dmlstudy.evaluation import neighbours, pair_histograms
 from dmlstudy.methods import citation, deviations, find_method
+from dmlstudy.methods.untrained import Untrained
 from dmlstudy.project import PROJECT
 from dmlstudy.study import figures, measured, results
 from dmlstudy.study.collapse import MARKS, worst
@@ -98,9 +99,10 @@ class Report:
         """Train and test every seed, the untrained trunk beside it, and the method's controls."""
         self.runs, self.baselines, self.control_runs = [], [], {}
         seeds, run = self.protocol.seeds, self.experiment.run
+        trained = not issubclass(self.method, Untrained)
         for seed in seeds:
             self.baselines.append(start := self._baseline(seed))
-            self.runs.append(start if self.settings.method == "untrained" else run(seed))
+            self.runs.append(run(seed) if trained else start)
             here, there = (metrics(runs)["R@1"][-1] for runs in (self.runs, self.baselines))
             ran = "".join(f", {n} {name}" for name, n in self.runs[-1].method.phases().items())
             print(f"seed {seed}  R@1 {here:.2f}  (untrained trunk {there:.2f}){ran}")
@@ -114,7 +116,7 @@ class Report:
         # Pretrained weights and a PCA head start the same whatever the seed.
         if self.baselines and self.protocol.weights != "none" and self.protocol.head_start == "pca":
             return self.baselines[0]
-        return self.experiment.run(seed, method="untrained")
+        return self.experiment.baseline(seed)
 
     def curves(self) -> Image:
         """Loss terms over steps, and where they would lie at full collapse."""

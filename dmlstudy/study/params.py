@@ -25,6 +25,7 @@ from dmlstudy.methods import find_method, hyperparameters
 from dmlstudy.ranges import Fold, Momentum, Neighbours, Pixels, PositiveShare, Rate, Seed, Share
 from dmlstudy.study.checks import TYPES, Schemas, Strict, different, mistyped, plain_value
 from dmlstudy.training import Recipe
+from dmlstudy.trunks import check_trunk
 
 # Keys of the protocol that change no trained network.
 PRESENTATION = ("protocol", "seeds", "record", "gallery", "ks", "nmi_seeds", "control_seeds")
@@ -58,18 +59,21 @@ class Protocol(Strict):
     folds: int = _key(4, "class-disjoint validation folds", ge=2, le=1000)
     resize: Pixels = _key(8, "side of the stored square images, px")
     crop: Pixels = _key(8, "side of the network's input, px")
-    trunk: Literal["convnet", "mobilenet_v2", "resnet18", "resnet50", "googlenet"] = _key(
-        "convnet", "convnet, mobilenet_v2, resnet18, resnet50, googlenet"
+    trunk: Annotated[str, AfterValidator(check_trunk)] = _key(
+        "convnet", "convnet, googlenet, or any model of timm"
     )
-    weights: str = _key("none", "none, torchvision, or a safetensors file under the data root")
+    weights: str = _key("none", "none, package, download, or a safetensors file of the data root")
     tf_padding: bool = _key(False, "TensorFlow padding and [-1, 1] inputs, for weights trained so")
     trained: str = _key("all", "all, head, or 'from block N'")
-    pool: Literal["avg", "max", "avg+max", "gem"] = _key("avg", "avg, max, avg+max, gem")
+    pool: Literal["avg", "max", "avg+max", "gem", "flatten"] = _key(
+        "avg", "avg, max, avg+max, gem, or flatten (keeps the map)"
+    )
     freeze_bn: bool = _key(False, "keep BatchNorm statistics fixed")
     embedding_size: int = _key(32, "D", ge=1, le=65536)
     head_start: Literal["default", "pca"] = _key(
         "default", "default (random), or pca of the trunk's features"
     )
+    head_norm: Literal["none", "batch"] = _key("none", "none, or batch: BatchNorm before the head")
     cached_views: int = _key(
         2, "cached augmentations per image under a frozen trunk part; 0 is no cache", ge=0, le=1000
     )

@@ -56,7 +56,7 @@ def draw(method: str, paper: Mapping[str, Any], trial: int) -> dict[str, Any]:
     own = settings(method, {}).hyper
     if "unit" in own and rng.random() < 0.5:
         changed["unit"] = not paper["unit"]
-    if "head_scale" in own and not (own | changed)["unit"]:
+    if "head_scale" in own and not (own | changed).get("unit"):
         changed["head_scale"] = _rounded(RANGES.shortest ** rng.random())
     for name in sorted(own.keys() - {"unit", "head_scale"}):
         value, keeps = paper[name], rng.random() < RANGES.kept
