@@ -46,6 +46,25 @@ def test_only_six_seeds_and_an_interval_without_zero_decide(
     assert comparison(difference, error, seeds).verdict(family) == verdict
 
 
+def test_collapses_on_validation_classes_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
+    absurd = {
+        "fold": 0,
+        "folds": 2,
+        "p": 2,
+        "epochs": 2,
+        "seeds": [0],
+        "lr": 10.0,
+        "trunk_lr": 10.0,
+    }
+    lines = []
+    compared = compare([settings("fastap", absurd)], log=lines.append)
+    assert "fastap, as it is: collapsed" in lines
+    table = controls_table(compared)
+    assert {c.control for c in compared} == {"5 bins ‡", "20 bins ‡"}
+    assert "‡ collapsed: the loss ends no lower" in table.text()
+
+
 def test_a_method_meets_its_controls_by_fold_class_and_seed(tmp_path, monkeypatch):
     monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
     smoke = {"folds": 2, "p": 2, "epochs": 1, "seeds": [3, 4]}

@@ -21,7 +21,7 @@ from dmlstudy.evaluation.uncertainty import (
     seed_difference,
 )
 from dmlstudy.methods import METHODS, find_method
-from dmlstudy.study.collapse import MARKS, rule_note
+from dmlstudy.study.collapse import MARKS, State, in_words, rule_note, worst
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.parameter_files import load_params
 from dmlstudy.study.params import Settings
@@ -114,6 +114,7 @@ def compare(folds: Sequence[Settings], log: Callable[[str], None]) -> list[Compa
     protocol, method = folds[0].protocol, folds[0].method
     controls: dict[str, dict[str, object]] = {"": {}} | control_overrides(folds[0])
     scores: dict[str, list[ByClass]] = {control: [] for control in controls}
+    states: dict[str, list[State]] = {control: [] for control in controls}
     for settings in folds:
         experiment = Experiment(settings, log=lambda line: None)
         for control, overrides in controls.items():
@@ -121,11 +122,15 @@ def compare(folds: Sequence[Settings], log: Callable[[str], None]) -> list[Compa
             log(f"{method}, fold {settings.protocol.fold}, {title}: {len(protocol.seeds)} seeds")
             runs = [experiment.run(seed, overrides) for seed in protocol.seeds]
             scores[control].append(_by_class([run.evaluation.retrieval for run in runs]))
+            states[control] += [run.collapsed for run in runs]
+    if (found := worst(states[""])) != "no":
+        log(f"{method}, as it is: {in_words(found)}")
     own = scores.pop("")
     place = protocol.dataset, ", ".join(str(s.protocol.fold) for s in folds), method
     return [
-        Comparison(*place, control, metric, len(protocol.seeds), *_compared(own, others, metric))
+        Comparison(*place, marked, metric, len(protocol.seeds), *_compared(own, others, metric))
         for control, others in scores.items()
+        for marked in [control + MARKS[worst(states[control])]]
         for metric in METRICS
     ]
 
