@@ -89,7 +89,7 @@ def ranking(records: Iterable[Record], dataset: str) -> Table:
     scores = [head for metric in JUDGED for head in (metric, f"Δ {metric}")]
     return Table(
         name=f"ranking_{dataset}",
-        title=f"Equal conditions: {here[0].dataset_title if here else dataset}, {JUDGED[0]} (%)",
+        title=f"Equal conditions: {here[0].dataset_title if here else dataset}, by {JUDGED[0]} (%)",
         columns=["", "method", *scores, "NMI", SAME, "deviates from the protocol in"],
         rows=[cells for cells, _ in lines],
         data=pd.DataFrame([numbers for _, numbers in lines]),
