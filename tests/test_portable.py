@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from dmlstudy import portable
+from dmlstudy.data import Track
+from dmlstudy.study.experiment import Experiment
+from dmlstudy.study.params import settings
 
 HAS_AVX2 = "avx2" in portable.cpu("flags").split()
 needs_avx2 = pytest.mark.skipif(not HAS_AVX2, reason="this processor has no AVX2: nothing is set")
@@ -28,7 +30,7 @@ def fresh(code, **environment):
 @needs_avx2
 def test_importing_the_study_settles_the_instruction_set():
     out, err = fresh(f"import dmlstudy, torch; {REPORT}")
-    assert json.loads(out) == {"instructions": "AVX2"} | portable.VARIABLES
+    assert json.loads(out) == {"torch": "AVX2"} | portable.VARIABLES
     assert err == ""
 
 
@@ -39,13 +41,14 @@ def test_numpy_sees_no_more_than_avx2():
 
 
 @needs_avx2
+@pytest.mark.skipif(os.environ.get(portable.SWITCH) == "0", reason="switched off")
 def test_these_tests_run_under_it():
-    assert portable.in_force() == {"instructions": "AVX2"} | portable.VARIABLES
+    assert portable.in_force() == {"torch": "AVX2"} | portable.VARIABLES
 
 
 def test_it_can_be_switched_off():
     out, err = fresh(f"import numpy, dmlstudy; {REPORT}", DMLSTUDY_PORTABLE="0")
-    assert json.loads(out).keys() == {"instructions"}
+    assert json.loads(out).keys() == {"torch"}
     assert err == ""
 
 
@@ -89,7 +92,7 @@ def test_plain_papermill_runs_under_it(tmp_path):
     paths = f"{str(source)!r}, {str(target)!r}, kernel_name='python3'"
     fresh(f"import papermill; papermill.execute_notebook({paths})")
     shown = nbformat.read(target, as_version=4).cells[0].outputs[0].text
-    assert json.loads(shown)["instructions"] == "AVX2"
+    assert json.loads(shown)["torch"] == "AVX2"
 
 
 @needs_avx2
@@ -110,5 +113,10 @@ def test_first_code_cells_import_the_study_before_the_libraries():
         assert study[0] < min(libraries, default=len(imports)), name
 
 
-def test_torch_obeys():
-    assert portable.in_force()["instructions"] == torch.backends.cpu.get_cpu_capability()
+def test_results_of_other_instruction_sets_are_not_reused(monkeypatch):
+    experiment = Experiment(settings("untrained", {}))
+    paths = []
+    for branch in ("COMPATIBLE", "AVX2", "COMPATIBLE"):
+        monkeypatch.setenv("MKL_CBWR", branch)
+        paths.append(experiment._checkpoint("untrained", {}, Track(), 0))
+    assert paths[0] == paths[2] != paths[1]

@@ -79,7 +79,7 @@ def compare(old: Record, new: Record) -> Verdict:
     )
     gaps = _gaps(old, new)
     beyond = [gap for gap in gaps if not abs(gap.change) < gap.noise]
-    shown = ", ".join(f"{g.name} {g.change:+.2f} (noise {g.noise:.2f})" for g in beyond or gaps)
+    shown = ", ".join(f"{g.name} {g.change:+.2f} (noise {g.noise:.2f})" for g in beyond or gaps[:2])
     sentence = f"{count}: {shown}; entries that changed: {len(away)}, first {away[0]}. Why: {why}"
     if beyond:
         return Verdict("different", f"different, {sentence}", causes)
