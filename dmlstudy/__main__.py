@@ -1,4 +1,4 @@
-"""Command line: list, data, run, validate, controls, study, notebooks, summary, html."""
+"""Command line: list, data, run, verify, validate, controls, study, notebooks, summary, html."""
 
 from __future__ import annotations
 
@@ -103,6 +103,33 @@ def run(method: str, dataset: str, p: Sets = [], reports: Reports = LOCAL) -> No
         f"{time.monotonic() - started:.0f} s, {os.path.relpath(notebook, PROJECT)}",
         flush=True,
     )
+
+
+@command("verify reports/glyphs/snr.json reports/glyphs/fastap.json --seeds 1")
+def verify(
+    records: list[Path],
+    seeds: Annotated[int, typer.Option(min=0, help="The first seeds only; 0: all.")] = 0,
+) -> None:
+    """Rerun RECORDS from their own parameters, in a temporary place, and compare.
+
+    Every record is called **same** to the last digit; within **seed noise** (R@1 and MAP@R lie no further off than two
+    such studies would); or **different**, which ends with exit code 1. If numbers differ, so does what is named:
+    instruction set, code, lock, library versions, data.
+    """
+    from dmlstudy.study import verify as verifying
+
+    failed = False
+    for path in records:
+        started = time.monotonic()
+        try:
+            verdict = verifying.verify(path, seeds)
+        except StudyError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            failed = True
+            continue
+        failed |= verdict.outcome == "different"
+        print(f"{path}: {verdict.sentence} ({time.monotonic() - started:.0f} s)", flush=True)
+    sys.exit(failed)
 
 
 @command("validate multi_similarity glyphs --fold 1 -p epsilon=0.2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import dmlstudy  # isort: skip  # noqa: F401  # before the libraries whose instruction set it settles
 import numpy as np
 import pytest
 import torch

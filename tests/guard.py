@@ -82,6 +82,8 @@ def main() -> None:
     if options.print:
         print(json.dumps(hashes(options.images), indent=1))
         return
+    import dmlstudy  # noqa: F401  # both trees inherit today's instruction set: what moves is the code
+
     with tempfile.TemporaryDirectory() as folder:
         images, tree = Path(folder) / "images", Path(folder) / "tree"
         draw_images(images)

@@ -35,6 +35,7 @@ from dmlstudy.evaluation import Evaluation, evaluate, retrieve
 from dmlstudy.methods import EmbedAll, Method, TrainingSet, find_method
 from dmlstudy.methods.untrained import Untrained
 from dmlstudy.networks import Network, build_network
+from dmlstudy.portable import in_force
 from dmlstudy.study.collapse import State, state
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
@@ -81,10 +82,17 @@ class Experiment:
     Args:
         settings: checked parameters.
         log: receives one line per epoch.
+        checkpoints: folder from which a run goes on; `runs` in the cache when left out.
     """
 
-    def __init__(self, settings: Settings, log: Callable[[str], None] = print):
+    def __init__(
+        self,
+        settings: Settings,
+        log: Callable[[str], None] = print,
+        checkpoints: Path | None = None,
+    ):
         self.settings, self.protocol, self.log = settings, settings.protocol, log
+        self.checkpoints = checkpoints or cache_root() / "runs"
         torch.set_num_threads(self.protocol.threads)
         if self.protocol.device == "cuda" and not torch.cuda.is_available():
             raise StudyError("device is 'cuda', but torch finds no GPU here: set device to 'cpu'.")
@@ -276,14 +284,17 @@ class Experiment:
         everything = vars(self.protocol) | vars(track) | vars(recipe)
         protocol = {k: v for k, v in everything.items() if k not in PRESENTATION}
         key = content_key(
-            code_fingerprint(method), torch.__version__, protocol, hyper, self.benchmark.checksum
+            (code_fingerprint(method), torch.__version__, in_force()),
+            protocol,
+            hyper,
+            self.benchmark.checksum,
         )
         name = f"{short_name(self.benchmark.name)}-{method}-{key}-seed{seed}.pt"
-        return cache_root() / "runs" / name
+        return self.checkpoints / name
 
 
 def _weights_key(lower: torch.nn.Module) -> str:
-    digest = hashlib.sha256(str(lower).encode())
+    digest = hashlib.sha256(f"{lower}{in_force()}".encode())
     for tensor in lower.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

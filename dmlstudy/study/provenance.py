@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dmlstudy import portable
 from dmlstudy.data import Benchmark
 from dmlstudy.project import PROJECT
 from dmlstudy.study.fingerprint import code_fingerprint
@@ -31,6 +32,8 @@ def provenance(method: str, benchmark: Benchmark, device: str) -> dict[str, Any]
         "device": torch.cuda.get_device_name()
         if device == "cuda"
         else f"cpu ({platform.machine()})",
+        "processor": portable.cpu("model name") or platform.processor(),
+        "instructions": portable.in_force(),
     }
 
 
