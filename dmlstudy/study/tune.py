@@ -111,7 +111,8 @@ def tune(
     """
     path = folder / short_name(dataset) / f"{method}.csv"
     known = read_trials(path)
-    given = load_params(method, dataset, {"nmi_seeds": 1, **(overrides or {})}, tuned=False)
+    cheap = {"nmi_seeds": 1, "epoch_scores": False}
+    given = load_params(method, dataset, cheap | dict(overrides or {}), tuned=False)
     paper = settings(method, given).flat
     changes = [draw(method, paper, trial) for trial in range(trials)]
     for fold in folds:
