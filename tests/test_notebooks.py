@@ -195,6 +195,7 @@ def test_unknown_parameter_fails_with_the_nearest_name(tmp_path, monkeypatch):
 
 def test_two_executions_are_byte_identical(tmp_path, monkeypatch):
     smoke = {"nmi_seeds": 1, "control_seeds": 0, "ks": [1], "gallery": "never"}
+    smoke |= {"seeds": [0, 1], "epochs": 1}
     written = []
     for name in ("a", "b"):
         # A cache of its own for each: with the first one's checkpoint the second would say that it resumed.

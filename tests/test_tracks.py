@@ -117,7 +117,7 @@ def experiment(tmp_path, monkeypatch):
     monkeypatch.setenv("DMLSTUDY_CACHE", str(tmp_path))
 
     def build(method="multi_similarity", **given):
-        smoke = {"dataset": "glyphs", "resize": 8, "nmi_seeds": 1, "gallery": "never"}
+        smoke = {"dataset": "digits", "folds": 2, "p": 2, "nmi_seeds": 1, "gallery": "never"}
         return Experiment(settings(method, smoke | given), log=lambda line: None)
 
     return build
