@@ -33,8 +33,8 @@ from dmlstudy.methods import EmbedAll, Method, TrainingSet, find_method
 from dmlstudy.networks import Network, build_network
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
-from dmlstudy.study.whole_file import whole_file
 from dmlstudy.training import Progress, train
+from dmlstudy.whole_file import whole_file
 
 
 @dataclass
