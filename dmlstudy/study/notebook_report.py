@@ -243,12 +243,12 @@ class Report:
             chinese = f"比{trunk}{'高' if delta > 0 else '低'} {points} 个百分点"
         else:
             compared, chinese = "the same as", f"与{trunk}相同"
-        caveat = [f"; **{text}**" for text in self.runs[0].method.caveat() or ()] or ["", ""]
+        caveat, also = self.runs[0].method.caveat() or ("", "")
         return (
             f"**{self.first} {_mean(here)}** on {title}, {compared} the untrained trunk ({_mean(start)}); "
-            f"{len(here)} seeds, last epoch, test classes read once{caveat[0]}.\n\n"
+            f"{len(here)} seeds, last epoch, test classes read once{caveat and '; '}{caveat}.\n\n"
             f"**{self.first} {_mean(here)}**，{chinese}；{len(here)} 个随机种子，取最后一轮，不在测试集上选择"
-            f"{caveat[1]}。"
+            f"{also and '；'}{also}。"
         )
 
     def _queries_per_class(self) -> np.ndarray:
