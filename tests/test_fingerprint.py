@@ -120,8 +120,8 @@ def test_a_teachers_code_counts_for_its_student(library):
     file = library / "methods" / "pairs.py"
     file.write_text(
         file.read_text().replace(
-            "class TripletBatchHard(PairMethod):",
-            "class TripletBatchHard(PairMethod):\n    new = 1",
+            "class MultiSimilarity(PairMethod):",
+            "class MultiSimilarity(PairMethod):\n    new = 1",
         )
     )
     assert hashes("teachers") != before

@@ -98,14 +98,14 @@ def test_a_track_follows_the_groups_and_reports_what_it_did(tiny_images):
 def test_every_method_trains_on_labelled_images_only(name, track, inputs, monkeypatch):
     def build(name):
         network = build_network("convnet", channels=1, embedding_size=8)
-        return METHODS[name](network, TrainingSet(6, 48, 2))
+        return METHODS[name](network, TrainingSet(6, 48, 3))
 
     shown, drawn, method = track.labels(inputs.images), [], build(name)
     if method.teacher:
         method.learn_from(build(method.teacher[0]))
     loss = method.loss
     monkeypatch.setattr(method, "loss", lambda batch: (drawn.append(batch), loss(batch))[1])
-    train(method, inputs, shown, Recipe(3, 2, 2, 1e-3, 1e-3, 1e-4), seed=0)
+    train(method, inputs, shown, Recipe(3, 2, 3, 1e-3, 1e-3, 1e-4), seed=0)
     assert drawn or name in ("untrained", "raw")
     for batch in drawn if name != "invariant_spreading" else ():  # it needs no labels
         assert (batch.labels >= 0).all()

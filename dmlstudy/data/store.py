@@ -17,6 +17,7 @@ import numpy as np
 
 from dmlstudy.errors import StudyError
 from dmlstudy.project import cache_root
+from dmlstudy.whole_file import whole_file
 
 # What the user can mend: no space, no permission, or a file where the cache folder should be.
 WRITE_ERRORS = "ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST"
@@ -69,14 +70,14 @@ def digest(array: np.memmap) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     computed = hashlib.sha256(array.data).hexdigest()[:16]
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with suppress(OSError):  # a cache that cannot be written is hashed anew each time
+    # A cache that cannot be written is hashed anew each time.
+    with suppress(StudyError), whole_file(path, "make room") as partial:
         partial.write_text(computed, encoding="utf-8")
-        partial.replace(path)
     return computed
 
 
 def _fill(path: Path, shape: Sequence[int], dtype: str, fill: Callable[[np.ndarray], None]) -> None:
+    """Not a `whole_file`: errors of `fill`, such as a broken image, are not the disk's."""
     partial = path.with_suffix(".partial")  # one name, so what a killed process left is overwritten
     try:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=tuple(shape))

@@ -39,8 +39,8 @@ from dmlstudy.portable import in_force
 from dmlstudy.study.collapse import State, state
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.params import PRESENTATION, Settings, settings, short_name
-from dmlstudy.study.whole_file import whole_file
 from dmlstudy.training import Progress, Recipe, train
+from dmlstudy.whole_file import whole_file
 
 CALIBRATION = 256  # training images that a random trunk's BatchNorm statistics are measured on
 

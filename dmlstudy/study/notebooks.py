@@ -13,7 +13,7 @@ from urllib.parse import quote
 from dmlstudy.errors import StudyError
 from dmlstudy.methods import find_method
 from dmlstudy.project import PROJECT
-from dmlstudy.study.whole_file import whole_file
+from dmlstudy.whole_file import whole_file
 
 NOTEBOOKS = PROJECT / "notebooks"
 # For the C library of Linux: keep freed buffers. By default every large one goes back to the system, and to get it

@@ -22,7 +22,7 @@ from dmlstudy.errors import StudyError
 from dmlstudy.ranges import Seed
 from dmlstudy.study.checks import Strict, broken, different, plain_value
 from dmlstudy.study.collapse import State, worst
-from dmlstudy.study.whole_file import whole_file
+from dmlstudy.whole_file import whole_file
 
 PERCENT = ("R@", "R-precision", "MAP@R", "NMI", "AUROC")  # how names of metrics in percent begin
 

@@ -18,7 +18,7 @@ from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.parameter_files import PARAMS, RATES, load_params
 from dmlstudy.study.params import settings, short_name
 from dmlstudy.study.tables import Cell, Note, Part, Table, number
-from dmlstudy.study.whole_file import whole_file
+from dmlstudy.whole_file import whole_file
 
 TRIALS = 12
 OBJECTIVE = "MAP@R"  # mean over folds

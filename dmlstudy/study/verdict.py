@@ -32,12 +32,12 @@ def verdict(
     else:
         compared, chinese = "the same as", f"与{trunk}相同"
     collapse, collapse_chinese = _collapse(runs, controls)
-    caveat = [f" **{text}**" for text in runs[0].method.caveat() or ()] or ["", ""]
+    caveat, also = runs[0].method.caveat() or ("", "")
     return (
         f"**R@1 {mean_text(here)}** on {markdown_text(title)}, {compared} the untrained trunk ({mean_text(start)}); "
-        f"{len(here)} seeds, last epoch, nothing chosen on test classes.{collapse}{caveat[0]}\n\n"
+        f"{len(here)} seeds, last epoch, nothing chosen on test classes.{collapse}{caveat and f' Note: {caveat}.'}\n\n"
         f"**R@1 {mean_text(here)}**，{chinese}；{len(here)} 个随机种子，取最后一轮，不在测试集上选择。"
-        f"{collapse_chinese}{caveat[1]}"
+        f"{collapse_chinese}{also and f'注意：{also}。'}"
     )
 
 
