@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASSES, EPOCHS, RECIPE, assert_same, build, go
+from conftest import CLASSES, EPOCHS, RECIPE, assert_same, build, go, whole
 from torch import Tensor
 
 from dmlstudy.data import Pixels
