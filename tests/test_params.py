@@ -180,7 +180,7 @@ def test_committed_files_are_sound_and_repeat_the_constructors_defaults(method):
     for dataset in DATASETS:
         name = "folder:somewhere" if dataset == "folder" else dataset
         chosen = settings(method, load_params(method, name, {"epochs": 7}))
-        assert (chosen.protocol.dataset, chosen.protocol.epochs) == (name, 7)
+        assert (chosen.protocol.full_name, chosen.protocol.epochs) == (name, 7)
         given = load_params(method, name, tuned=False)
         assert settings(method, given).hyper == defaults
 
