@@ -85,10 +85,6 @@ def batch_hard(x: Tensor, y: Tensor, margin: float | None = None) -> Tensor:
     return sum(terms, 0 * x.sum()) / len(y)
 
 
-def mined_triplet(x: Tensor, y: Tensor) -> Tensor:
-    return mean_of_active([(v + 0.2).clamp_min(0) for v in hardest(x, y, square)], x)
-
-
 def triplet_all(x: Tensor, y: Tensor, metric: Callable[..., Tensor], margin=0.2) -> Tensor:
     terms = []
     for i in range(len(y)):
