@@ -47,6 +47,9 @@ PAIR_CASES = {
     "all triplets, squared": Case(
         squared_triplet, partial(naive.triplet_all, metric=square), zero="triplet"
     ),
+    "triplet without margin": Case(
+        losses.triplet_without_margin, naive.triplet_without_margin, zero="triplet"
+    ),
     "SNR triplet": Case(
         losses.snr_triplet, partial(naive.triplet_all, metric=noise), zero="triplet"
     ),

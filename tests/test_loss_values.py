@@ -78,6 +78,10 @@ def oracle(name: str) -> Loss:
         "margin, mined": margin,
         "all triplets": theirs.TripletMarginLoss(0.2, distance=euclid),
         "all triplets, squared": theirs.TripletMarginLoss(0.2, distance=squared),
+        # A margin that every triplet violates, taken off again.
+        "triplet without margin": lambda x, y: (
+            theirs.TripletMarginLoss(99, distance=euclid)(x, y) - 99
+        ),
         "SNR triplet": theirs.TripletMarginLoss(0.2, distance=snr),
         "SNR contrastive": theirs.ContrastiveLoss(0, 1, distance=snr),
         "contrastive, squared": theirs.ContrastiveLoss(0, 1, distance=squared),

@@ -45,7 +45,7 @@ from dmlstudy.losses.signal_to_noise import snr_contrastive, snr_triplet, zero_m
 from dmlstudy.losses.soft_triple import soft_triple, soft_triple_regulariser
 from dmlstudy.losses.teachers import absolute_distillation, relative_distillation
 from dmlstudy.losses.triplet import triplet_all, triplet_batch_hard
-from dmlstudy.losses.upper_bound import upper_bound
+from dmlstudy.losses.upper_bound import triplet_without_margin, upper_bound
 
 __all__ = [
     "Keys",
@@ -92,6 +92,7 @@ __all__ = [
     "tree_pairs",
     "triplet_all",
     "triplet_batch_hard",
+    "triplet_without_margin",
     "upper_bound",
     "zero_mean",
 ]

@@ -10,8 +10,8 @@ from statistics import fmean
 import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import t_interval
-from dmlstudy.methods import METHODS, find_method
-from dmlstudy.study.experiment import Experiment
+from dmlstudy.methods import METHODS
+from dmlstudy.study.experiment import Experiment, Run
 from dmlstudy.study.params import Settings
 from dmlstudy.study.ranking import MIN_SEEDS
 from dmlstudy.study.results import Record
@@ -78,17 +78,19 @@ def compare(settings: Settings, log: Callable[[str], None]) -> list[Comparison]:
     protocol, method = settings.protocol, settings.method
     assert protocol.fold is not None
 
-    def scores(title: str, overrides: dict[str, object]) -> Scores:
+    def runs(title: str, overrides: dict[str, object]) -> list[Run]:
         log(f"{method}, {title}: {len(protocol.seeds)} seeds")
-        runs = [experiment.run(seed, overrides).evaluation.metrics for seed in protocol.seeds]
-        return {metric: [scores[metric] for scores in runs] for metric in METRICS}
+        return [experiment.run(seed, overrides) for seed in protocol.seeds]
 
-    own = scores("as it is", {})
+    def scores(runs: list[Run]) -> Scores:
+        return {metric: [run.evaluation.metrics[metric] for run in runs] for metric in METRICS}
+
+    own = runs("as it is", {})
     controls = {
-        name: scores(f"control {name}", overrides)
-        for name, overrides in find_method(method).controls.items()
+        name: scores(runs(f"control {name}", overrides))
+        for name, overrides in own[0].method.own_controls().items()
     }
-    return comparisons(protocol.dataset, protocol.fold, method, own, controls)
+    return comparisons(protocol.dataset, protocol.fold, method, scores(own), controls)
 
 
 def append(path: Path, compared: Sequence[Comparison]) -> None:

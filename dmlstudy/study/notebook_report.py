@@ -104,7 +104,7 @@ class Report:
             here, start = (one.evaluation.metrics[self.first] for one in pair)
             print(f"seed {seed}  {self.first} {here:.2f}  (untrained trunk {start:.2f})")
         controlled = seeds[: self.protocol.control_seeds]
-        for name, overrides in self.method.controls.items() if controlled else ():
+        for name, overrides in self.runs[0].method.own_controls().items() if controlled else ():
             print(f"control: {name}")
             self.control_runs[name] = [run(seed, overrides) for seed in controlled]
 
