@@ -75,10 +75,3 @@ def _ranks(values: Tensor) -> Tensor:
     order = values.argsort(dim=1, stable=True)
     places = torch.arange(values.shape[1], device=values.device)
     return torch.empty_like(order).scatter_(1, order, places.expand_as(order))
-
-
-@torch.no_grad()
-def one_at_random(mask: Tensor) -> Tensor:
-    """One True of every row that has any, drawn uniformly by torch's global generator; boolean like `mask`."""
-    drawn = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1).argmax(1)
-    return torch.zeros_like(mask).scatter_(1, drawn[:, None], True) & mask

@@ -18,6 +18,12 @@ def hard_codes(hard: Tensor, codebooks: Tensor) -> Tensor:
     return nearness.argmax(2).T.to(torch.uint8)
 
 
+def decoded(codes: Tensor, codebooks: Tensor) -> Tensor:
+    """The codewords of stored numbers [N, M], side by side, [N, M W]."""
+    books = torch.arange(len(codebooks), device=codes.device)
+    return codebooks[books, codes.long()].flatten(1)
+
+
 def query_tables(queries: Tensor, codebooks: Tensor) -> Tensor:
     """Squared distances of each query's sub-vectors to all codewords, [Q, M, K].
 

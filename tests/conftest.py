@@ -42,6 +42,8 @@ def inputs(tiny_images) -> Pixels:
 def build(kind: type[Method], seed: int = 0, epochs: int = EPOCHS, **hyper: Any) -> Method:
     """A method over a small network, with its teacher if it needs one."""
     torch.manual_seed(seed)
+    if kind is METHODS["product_quantisation"]:  # of eight sub-vectors each would be one number
+        hyper = {"codebooks": 4} | hyper
     network = build_network("convnet", channels=1, embedding_size=8)
     method = kind(network, TrainingSet(CLASSES, CLASSES * PER_CLASS, epochs), **hyper)
     if kind.teacher:

@@ -21,7 +21,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 PROTOCOL = {"epochs": 3, "p": 4, "k": 4, "nmi_seeds": 1, "flip": True, "shift": 0.1, "ks": [1]}
 # What no control reaches.
-EXTRA = [("ranked_list", {"variant": "LMH"}), ("density_aware", {"quadruplet": True})]
+EXTRA = [("density_aware", {"quadruplet": True})]
 
 
 def draw_images(folder: Path) -> None:

@@ -41,12 +41,14 @@ def margin_per_anchor(x: Tensor, y: Tensor) -> Tensor:
 PAIR_CASES = {
     "batch hard": Case(losses.triplet_batch_hard, naive.batch_hard, zero="triplet"),
     "batch hard, hinge": Case(hinge, partial(naive.batch_hard, margin=0.5), zero="triplet"),
-    "mined triplet": Case(losses.mined_triplet, naive.mined_triplet, zero="triplet"),
     "all triplets": Case(
         losses.triplet_all, partial(naive.triplet_all, metric=euclid), zero="triplet"
     ),
     "all triplets, squared": Case(
         squared_triplet, partial(naive.triplet_all, metric=square), zero="triplet"
+    ),
+    "triplet without margin": Case(
+        losses.triplet_without_margin, naive.triplet_without_margin, zero="triplet"
     ),
     "SNR triplet": Case(
         losses.snr_triplet, partial(naive.triplet_all, metric=noise), zero="triplet"

@@ -85,8 +85,14 @@ def batch_hard(x: Tensor, y: Tensor, margin: float | None = None) -> Tensor:
     return sum(terms, 0 * x.sum()) / len(y)
 
 
-def mined_triplet(x: Tensor, y: Tensor) -> Tensor:
-    return mean_of_active([(v + 0.2).clamp_min(0) for v in hardest(x, y, square)], x)
+def triplet_without_margin(x: Tensor, y: Tensor) -> Tensor:
+    terms = [
+        euclid(x[i], x[j]) - euclid(x[i], x[k])
+        for i in range(len(y))
+        for j in split(y, i)[0]
+        for k in split(y, i)[1]
+    ]
+    return sum(terms, 0 * x.sum()) / max(len(terms), 1)
 
 
 def triplet_all(x: Tensor, y: Tensor, metric: Callable[..., Tensor], margin=0.2) -> Tensor:

@@ -49,6 +49,13 @@ def test_branches_have_a_loss_each_and_stand_side_by_side(inputs):
     torch.testing.assert_close(F.normalize(f[:, 16:]), F.normalize(method.network(batch.images)))
 
 
+def test_branches_are_a_control_where_their_taps_are_trained():
+    method = build(RankedList)
+    assert method.own_controls() == RankedList.controls
+    method.network.taps = {}
+    assert list(method.own_controls().values()) == [{"temperature": 0.0}]
+
+
 @pytest.mark.parametrize("name", ["discriminative_sampling", "hdml"])
 def test_raw_embeddings_are_ranked_by_cosine(name, inputs):
     method = build(METHODS[name])
@@ -63,15 +70,31 @@ def test_the_upper_bound_is_of_a_unit_output_around_axes_that_stay(hyper, inputs
     f, axes = method.embed(batch.images), method.axes.clone()
     g = F.normalize(f @ method.layer.weight.T)
     torch.testing.assert_close(method.output(3 * f), g)
-    squared = hyper.get("squared", False)
-    expected = losses.upper_bound(g, batch.labels, centroids=axes, squared=squared)
-    torch.testing.assert_close(method.loss(batch)["upper bound"], expected)
+    (value,) = method.loss(batch).values()
+    if hyper.get("bounded"):
+        assert value == losses.triplet_without_margin(g, batch.labels)
+    else:
+        squared = hyper.get("squared", False)
+        expected = losses.upper_bound(g, batch.labels, centroids=axes, squared=squared)
+        torch.testing.assert_close(value, expected)
     torch.testing.assert_close(axes.norm(dim=1), torch.ones(CLASSES))
-    random = "centroids" in hyper
-    assert torch.equal(axes, torch.eye(CLASSES)) != random
-    assert ("axes" in method.state_dict()) == random  # one-hot ones follow from C
+    kind = hyper.get("centroids")
+    assert torch.equal(axes, torch.eye(CLASSES)) == (kind != "random")
+    assert ("axes" in method.state_dict()) == (kind is not None)  # one-hot ones follow from C
     go(method, inputs)
-    assert torch.equal(method.axes, axes)
+    assert torch.equal(method.axes, axes) == (kind != "trained")
+
+
+def test_the_bound_is_above_what_it_bounds(inputs):
+    """The whole set has classes of equal size, so that with its constants the bound holds."""
+    batch, n, size = whole(inputs), 48, 8
+    for seed in range(3):
+        bound, triplets = (
+            next(iter(build(UpperBound, seed, bounded=b).loss(batch).values()))
+            for b in (False, True)
+        )
+        constants = 3 * (CLASSES - 1) * (size - 1) * size * n
+        assert constants * bound >= n * (size - 1) * (n - size) * triplets
 
 
 def test_soft_triple_counts_the_centres_that_stay_apart(inputs):
@@ -207,7 +230,7 @@ def test_embedding_holds_both_codes_and_ranks_soft_to_hard(inputs):
     method = quantised()
     z = EmbedAll(method, inputs)()
     soft, hard = z.chunk(2, 1)
-    vectors = method.codeword_vectors.detach()
+    vectors = method.vectors().detach()
     for part, words in zip(hard.split(2, 1), vectors, strict=True):
         assert (part[:, None] == words).all(2).any(1).all()
     distances = torch.stack([(hard - s).square().sum(1) for s in soft])
@@ -230,23 +253,47 @@ def test_faiss_needs_a_power_of_two_of_codewords():
 def test_equal_codes_tie_exactly(inputs):
     method = quantised(codebooks=2, codewords=2)
     z = EmbedAll(method, inputs)()
-    codes = hard_codes(z[:, 8:], method.codeword_vectors.detach())
+    codes = hard_codes(z[:, 8:], method.vectors().detach())
     for column, code in zip(method.similarity(z, z).T, codes, strict=True):
         same = (codes == code).all(1)
         assert (method.similarity(z, z)[:, same] == column[:, None]).all()
     assert len(codes.unique(dim=0)) <= 4 < len(codes)
 
 
-def test_sub_vectors_are_unit_and_first_assigned_to_the_nearest_codeword(inputs):
+def test_sub_vectors_and_codes_are_unit_and_first_assigned_to_the_nearest_codeword(inputs):
     method, plain = quantised(), quantised(intra_normalise=False)
     x, z = (EmbedAll(method, inputs)(f).clone() for f in (method._sub_vectors, method.network))
-    torch.testing.assert_close(x.norm(dim=2), torch.ones(48, 4))
-    vectors = method.codeword_vectors.detach()
+    with torch.no_grad():
+        method.codeword_vectors.mul_(3)  # their length must not matter
+    for vectors in (x, EmbedAll(method, inputs)().unflatten(1, (8, 2))):
+        torch.testing.assert_close(vectors.norm(dim=2), torch.ones(vectors.shape[:2]))
+    vectors = method.codeword_vectors.detach() / 3
     nearest = torch.stack([squared_distance(x[:, m], vectors[m]).argmin(1) for m in range(4)], 1)
     assert torch.equal(method.assign(x).argmax(2), nearest)
+    soft = torch.einsum("bmk,mkw->bmw", method.assign(x), vectors)
+    ours = EmbedAll(method, inputs)()[:, :8].unflatten(1, (4, 2))
+    torch.testing.assert_close(ours, F.normalize(soft, dim=2))
     raw = EmbedAll(plain, inputs)(plain._sub_vectors)
     for m in range(4):  # each has its share of the leading coordinates
         assert torch.equal(raw[:, m], z[:, [m, m + 4]])
+    assert (EmbedAll(plain, inputs)().unflatten(1, (8, 2)).norm(dim=2) < 0.99).any()
+
+
+def test_k_means_control_is_the_float_network_quantised_after_training(inputs):
+    plain, after = quantised(ranking="float"), quantised(ranking="k-means")
+    assert_same(*(go(method, inputs).history for method in (plain, after)))
+    x, z = EmbedAll(plain, inputs)().clone(), EmbedAll(after, inputs)()
+    query, stored = z.chunk(2, 1)
+    assert torch.equal(query, x)
+    for m, vectors in enumerate(after.codeword_vectors.detach()):
+        part, code = (rows[:, 2 * m : 2 * m + 2] for rows in (x, stored))
+        distance = squared_distance(part, vectors)
+        assert torch.equal(code, vectors[distance.argmin(1)])
+        for k in range(8):  # Lloyd's condition: a codeword is the mean of what it stands for
+            mine = part[distance.argmin(1) == k]
+            torch.testing.assert_close(vectors[k], mine.mean(0), rtol=0, atol=0.05)
+    expected = -torch.stack([(stored - q).square().sum(1) for q in x])
+    torch.testing.assert_close(after.similarity(z, z), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_symmetric_trains_the_same_network_and_ranks_hard_to_hard(inputs):

@@ -34,7 +34,7 @@ def own(method: type[Method], overrides: dict) -> dict:
 
 # Every method, each of its controls, and what no control reaches.
 CASES = [(name, own(m, h)) for name, m in METHODS.items() for h in ({}, *m.controls.values())]
-CASES += [("ranked_list", {"variant": "LMH"}), ("density_aware", {"quadruplet": True})]
+CASES += [("density_aware", {"quadruplet": True})]
 CASES = [case for i, case in enumerate(CASES) if case not in CASES[:i]]
 every_case = pytest.mark.parametrize("name, hyper", CASES, ids=str)
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -76,6 +76,7 @@ POLICY = {f"policy.layers.{i}.{part}" for i in (0, 2) for part in ("weight", "bi
 STILL = "untrained", "raw"  # not trained
 UNUSED = {
     ("product_quantisation", "{'ranking': 'float'}"): {"codeword_vectors", "assignment"},
+    ("product_quantisation", "{'ranking': 'k-means'}"): {"assignment"},
     ("discriminative_sampling", "{'sampler': 'uniform'}"): POLICY,
     ("discriminative_sampling", "{'sampler': 'nearest'}"): POLICY,
     ("sche", "{'classes': 'random', 'lam': 0.0}"): {"signatures"},
@@ -122,7 +123,8 @@ def test_training(name, inputs):
             assert totals[-1] < 0.99 * totals[0], hyper
         z = EmbedAll(method, inputs)()
         # Asymmetric product quantisation keeps two codes per image, side by side.
-        parts = 2 if getattr(method, "ranking", "") == "asymmetric" else 1 + len(method.branches)
+        coded = getattr(method, "ranking", "") in ("asymmetric", "k-means")
+        parts = 2 if coded else 1 + len(method.branches)
         size = inputs.size**2 if name == "raw" else parts * method.network.embedding_size
         assert z.shape == (len(inputs), size)
         assert z.isfinite().all()

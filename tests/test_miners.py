@@ -116,13 +116,3 @@ def test_degenerate_batches(mine: Miner, labels: list[int], identical: bool):
     positive, negative = mine(x, torch.tensor(labels))
     assert positive.shape == negative.shape == (len(labels), len(labels))
     assert not negative.any()
-
-
-def test_one_at_random_is_one_and_uniform():
-    torch.manual_seed(0)
-    mask = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]).bool().repeat(2000, 1)
-    drawn = miners.one_at_random(mask)
-    assert not (drawn & ~mask).any()
-    assert drawn.sum(1).reshape(-1, 3)[0].tolist() == [1, 1, 0]
-    assert torch.equal(drawn.any(1), mask.any(1))
-    assert drawn[::3].float().mean(0).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3], abs=0.04)

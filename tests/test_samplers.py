@@ -16,7 +16,6 @@ from dmlstudy.samplers import (
     TwoStreams,
     cluster_batches,
     confusable_batches,
-    confusable_classes,
     draw_log_probabilities,
     instance_batches,
     match_clusters,
@@ -99,72 +98,75 @@ def test_too_many_classes_per_batch_are_refused():
         epoch_of([0, 0, 1, 1, 2], 3, 2)
 
 
-def confusable(epoch, labels, p, hard, signatures, seed=0):
-    rng = np.random.default_rng(seed)
-    return list(confusable_batches(epoch, labels, p, hard, signatures, rng))
+GEOMETRY = [(4, 4, 3, 2), (5, 3, 1, 5), (8, 2, 4, 1), (13, 6, 40, 3)]
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(
-    ("p", "k", "hard"), [(4, 4, 3), (5, 3, 1), (13, 2, 4), (3, 2, 7), (6, 4, 0)]
-)
-def test_confusable_batches_are_the_protocols_groups_in_as_many_batches(seed, p, k, hard):
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("p", "k", "hard", "candidates"), GEOMETRY)
+@pytest.mark.parametrize("off", ["", "signatures", "images"])
+def test_hard_images_are_of_the_nearest_classes_and_among_the_nearest(
+    seed, p, k, hard, candidates, off
+):
+    """By loops over all images; each control gives one of the two up."""
     labels, w = ragged(seed)
-    epoch = epoch_of(labels, p, k, seed)
-    dealt = confusable(epoch, labels, p, hard, lambda: w, seed)
-    assert len(dealt) == len(epoch)
-    for indices in dealt:
-        assert set(np.unique(labels[indices], return_counts=True)[1]) == {k}
-        assert len(np.unique(labels[indices])) == p
-    groups = [sorted(map(tuple, np.reshape(batches, (-1, k)))) for batches in (epoch, dealt)]
-    assert groups[0] == groups[1]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_an_anchor_brings_its_nearest_classes(seed):
-    _, w = ragged(seed)
-    chosen = confusable_classes(np.full(13, 9), 20, 8, 3, w, np.random.default_rng(seed))
-    assert len(set(chosen)) == 8
-    free = set(range(13))
-    for start in (0, 4):
-        anchor, *nearest = chosen[start : start + 4]
-        free -= {anchor}
-        assert nearest == sorted(free, key=lambda c: -float(w[anchor] @ w[c]))[:3]
-        free -= set(nearest)
-
-
-def test_classes_that_every_batch_needs_are_never_left_out():
-    left = np.array([3, 1, 3, 1, 0, 1])
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        chosen = confusable_classes(left, 3, 3, 2, torch.eye(6), rng)
-        assert {0, 2} < set(chosen) and 4 not in chosen
-
-
-def test_signatures_are_asked_anew_for_every_batch():
-    labels, w = ragged(0)
-    epoch = epoch_of(labels, 4, 4)
-    asked = []
+    f = F.normalize(
+        torch.randn(len(labels), w.shape[1], generator=torch.Generator().manual_seed(1))
+    )
+    rng, asked = np.random.default_rng(seed), []
 
     def signatures():
         asked.append(len(asked))
-        return w if len(asked) < 3 else -w.flip(0)
+        return w if len(asked) < 3 else -w  # training goes on between batches
 
-    dealt = confusable(epoch, labels, 4, 3, signatures)
-    fixed = confusable(epoch, labels, 4, 3, lambda: w)
-    assert len(asked) == len(epoch)
-    same = [np.array_equal(a, b) for a, b in zip(dealt, fixed, strict=True)]
-    assert same[:2] == [True, True] and not all(same)
+    dealt = list(
+        confusable_batches(
+            labels,
+            p,
+            k,
+            rng,
+            hard=hard,
+            candidates=candidates,
+            embeddings=f,
+            signatures=None if off == "signatures" else signatures,
+            mine_images=off != "images",
+        )
+    )
+    assert len(dealt) == len(epoch_of(labels, p, k, seed)) == (len(asked) or len(dealt))
+    turns, broken = [], {"signatures": 0, "images": 0}
+    for step, indices in enumerate(dealt):
+        assert len(indices) == p * k
+        now = w if step < 2 else -w
+        for group in np.split(indices, range(2 * k, p * k, 2 * k)):
+            anchors, images = group[:k], group[k:]
+            (own,) = set(labels[anchors])
+            turns.append(own)
+            assert own not in labels[images]
+            if not len(images):
+                continue
+            near = {c: max(float(f[a] @ now[c]) for a in anchors) for c in set(labels) - {own}}
+            confusable = sorted(near, key=near.__getitem__, reverse=True)[:hard]
+            broken["signatures"] += not set(labels[images]) <= set(confusable)
+            classes = set(labels[images]) if off == "signatures" else confusable
+            all_of = np.flatnonzero(np.isin(labels, list(classes)))
+            order = sorted(all_of, key=lambda i: -max(float(f[i] @ f[a]) for a in anchors))
+            broken["images"] += not set(images) <= set(order[: candidates * k])
+    usable = [c for c in set(labels) if (labels == c).sum() >= 2]
+    first = turns[: len(usable)]
+    assert len(set(first)) == len(first) and set(first) <= set(usable)
+    assert broken["signatures"] == 0 or (off == "signatures" and hard < 12)
+    assert broken["images"] == 0 or off == "images"
+    if off and (hard > 1 if off == "images" else hard < 12):
+        assert broken[off] > 0
 
 
-def test_classes_without_labelled_images_keep_their_signatures():
-    """Wrong or hidden labels may empty any class; the last one, too, keeps its row of the signatures."""
+def test_images_without_labels_are_never_drawn_and_a_gap_keeps_its_signature():
     labels, w = ragged(0)
     shown = np.where(np.isin(labels, [4, 12]), -1, labels)
     for p in (4, 11):
-        dealt = confusable(epoch_of(shown, p, 4), shown, p, 3, lambda: w)
-        assert {len(np.unique(shown[indices])) for indices in dealt} == {p}
-        assert set(shown[np.concatenate(dealt)]) == set(range(12)) - {4}
+        rng = np.random.default_rng(0)
+        given = {"hard": 3, "candidates": 2, "embeddings": w[labels], "signatures": lambda: w}
+        dealt = confusable_batches(shown, p, 4, rng, **given)
+        assert not {-1, 4, 12} & set(shown[np.concatenate(list(dealt))])
 
 
 def pairs_of(group):

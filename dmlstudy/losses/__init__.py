@@ -40,12 +40,12 @@ from dmlstudy.losses.rows import (
     snr,
     squared,
 )
-from dmlstudy.losses.sche import in_hard_classes, signature_softmax
+from dmlstudy.losses.sche import signature_softmax
 from dmlstudy.losses.signal_to_noise import snr_contrastive, snr_triplet, zero_mean
 from dmlstudy.losses.soft_triple import soft_triple, soft_triple_regulariser
 from dmlstudy.losses.teachers import absolute_distillation, relative_distillation
-from dmlstudy.losses.triplet import mined_triplet, triplet_all, triplet_batch_hard
-from dmlstudy.losses.upper_bound import upper_bound
+from dmlstudy.losses.triplet import triplet_all, triplet_batch_hard
+from dmlstudy.losses.upper_bound import triplet_without_margin, upper_bound
 
 __all__ = [
     "Keys",
@@ -63,7 +63,6 @@ __all__ = [
     "exponential_weight",
     "fastap",
     "gini",
-    "in_hard_classes",
     "instance_log_probabilities",
     "interpolate_negatives",
     "invariant_spreading",
@@ -71,7 +70,6 @@ __all__ = [
     "log1p_sum_exp",
     "margin",
     "mean",
-    "mined_triplet",
     "minimum_spanning_trees",
     "multi_similarity",
     "npair",
@@ -94,6 +92,7 @@ __all__ = [
     "tree_pairs",
     "triplet_all",
     "triplet_batch_hard",
+    "triplet_without_margin",
     "upper_bound",
     "zero_mean",
 ]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dmlstudy.class_means import class_means
-from dmlstudy.geometry import pair_masks, squared_distance
+from dmlstudy.geometry import pair_masks, safe_sqrt, squared_distance
 from dmlstudy.losses.rows import active, mean
 from dmlstudy.ranges import Count, NonNegative, NonNegativeCount, PositiveShare
 
@@ -74,11 +74,16 @@ def dense_region(
 
 
 def density_aware_triplet(
-    embeddings: Tensor, labels: Tensor, *, centres: Tensor, margin: NonNegative = 0.2
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    centres: Tensor,
+    margin: NonNegative = 0.2,
+    squared: bool = False,
 ) -> Tensor:
     """DATL: nearer to the centre of its own class than to any image of another (after the abstract).
 
-        L = mean of |f_i - mu_y_i|^2 - |f_i - f_n|^2 + m over the pairs (i, n), y_n != y_i, where it is positive
+        L = mean of |f_i - mu_y_i| - |f_i - f_n| + m over the pairs (i, n), y_n != y_i, where it is positive
 
     The centre stands in for the positive, so that a batch has B^2 triplets, and all of them count.
 
@@ -86,7 +91,8 @@ def density_aware_triplet(
         embeddings: f, [B, D].
         labels: y, [B].
         centres: mu, [C, D], constants.
-        margin: m, on squared distances.
+        margin: m.
+        squared: square all distances.
 
     Returns:
         Scalar; 0 with zero gradient if no triplet violates, or the batch has one class.
@@ -94,13 +100,16 @@ def density_aware_triplet(
     >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])
     >>> easy, hard = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
     >>> mean = [density_centres(x, y, classes=2, quantile=1, iterations=0) for y in (easy, hard)]
-    >>> [round(float(density_aware_triplet(x, y, centres=c, margin=m)), 6)
+    >>> [round(float(density_aware_triplet(x, y, centres=c, margin=m, squared=True)), 6)
     ...  for y, c, m in zip((easy, hard), mean, (.8, .2))]
     [0.1, 0.3]
     """
     pull = (embeddings - centres[labels]).square().sum(1, keepdim=True)
+    push = squared_distance(embeddings)
+    if not squared:
+        pull, push = safe_sqrt(pull), safe_sqrt(push)
     _, negative = pair_masks(labels)
-    violations = (pull - squared_distance(embeddings) + margin) * negative
+    violations = (pull - push + margin) * negative
     return mean(*active(violations.relu()))
 
 

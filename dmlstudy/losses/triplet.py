@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmlstudy.losses.rows import active, distance, pair_loss, squared
+from dmlstudy.losses.rows import distance, pair_loss
 from dmlstudy.ranges import NonNegative
 
 
@@ -39,30 +39,6 @@ def triplet_batch_hard(
     violation = _hardest(d, positive, negative)
     loss = F.softplus(violation) if margin is None else (margin + violation).relu()
     return loss.sum(), len(d)
-
-
-@pair_loss(squared)
-def mined_triplet(
-    d2: Tensor, positive: Tensor, negative: Tensor, *, margin: NonNegative = 0.2
-) -> tuple[Tensor, Tensor]:
-    """Triplet loss on the farthest positive and the nearest negative among the pairs that are left to an anchor.
-
-        L = mean of [max_p d_ap^2 - min_n d_an^2 + m]_+ over the anchors where it is positive
-
-    Args:
-        embeddings: f, [B, D], expects unit rows.
-        labels: [B].
-        margin: m, on squared distances.
-
-    Returns:
-        Scalar; 0 with zero gradient if no anchor violates. Anchors without a positive or a negative do not count.
-
-    >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]])
-    >>> easy, hard = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
-    >>> [round(float(mined_triplet(x, y, margin=m)), 6) for y, m in ((easy, .6), (hard, .2))]
-    [0.2, 1.8]
-    """
-    return active((_hardest(d2, positive, negative) + margin).relu())
 
 
 @pair_loss(distance)

@@ -1,9 +1,10 @@
-"""The linear-time upper bound of the triplet loss, and its fixed class centroids."""
+"""The linear-time upper bound of the triplet loss, and the loss that it bounds."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from dmlstudy.geometry import safe_sqrt, squared_distance
+from dmlstudy.losses.rows import distance, pair_loss
 
 
 def upper_bound(
@@ -44,3 +45,24 @@ def upper_bound(
     own = F.one_hot(labels, len(centroids)).to(distances.dtype)
     others = (1 - own) / (3 * max(len(centroids) - 1, 1))
     return (distances * (own - others)).sum() / len(labels)
+
+
+@pair_loss(distance)
+def triplet_without_margin(d: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """What `upper_bound` bounds: the mean of |f_i - f_j| - |f_i - f_k| over all triplets, without margin or hinge.
+
+    Args:
+        embeddings: [B, D].
+        labels: [B].
+
+    Returns:
+        Scalar, negative for good embeddings; 0 with zero gradient if the batch has no triplet.
+
+    >>> import torch
+    >>> x = torch.tensor([[1, 0], [.8, .6], [0, 1], [-.6, .8]], dtype=torch.float64)
+    >>> [round(8 * float(triplet_without_margin(x, torch.tensor(y))), 6) for y in ([0, 0, 1, 1], [0, 1, 0, 1])]
+    [-5.963773, 3.417323]
+    """
+    p, n = positive.sum(1), negative.sum(1)
+    apart = n * (d * positive).sum(1) - p * (d * negative).sum(1)
+    return apart.sum(), (p * n).sum()

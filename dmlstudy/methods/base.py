@@ -148,6 +148,10 @@ class Method(nn.Module):
     def learn_from(self, teacher: Method) -> None:
         """Take the trained `teacher`, before training and again before resuming; not part of the state."""
 
+    def own_controls(self) -> dict[str, dict[str, Any]]:
+        """The controls that this network can run."""
+        return self.controls
+
     def after_step(self) -> None:
         """State that is not gradient descent: EMA teachers, centroids, queues."""
 

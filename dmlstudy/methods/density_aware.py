@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dmlstudy import losses
 from dmlstudy.methods.base import Batch, Epoch, Method, TrainingSet
+from dmlstudy.ranges import NonNegative
 
 
 class DensityAware(Method):
@@ -20,10 +22,12 @@ class DensityAware(Method):
     constant in it, means of unit vectors not normalised again, all violating pairs, the choice of n'. All numbers are
     defaults, unverified.
 
-    The paper's claim is tolerance of noise: two controls train on wrong labels, a track of the protocol.
+    The paper's claim is tolerance of noise. The method and two controls, no exclusion and real positives, are each
+    trained with right and with partly wrong labels, a track of the protocol: the claim is that the method loses least.
 
     Args:
-        quadruplet: add the quadruplet term (DAQL).
+        positives: the centre, or real ones (control: all triplets of the same batches).
+        quadruplet: add the quadruplet term (DAQL), on squared distances.
     """
 
     number, title = 4, "Density aware (DATL)"
@@ -32,11 +36,16 @@ class DensityAware(Method):
     parts = (losses.density_centres, losses.density_aware_triplet, losses.density_aware_quadruplet)
     controls = {
         "no outlier exclusion": {"quantile": 1.0},
+        "real positives": {"positives": "real"},
         "20 % wrong labels": {"label_noise": 0.2},
         "20 % wrong labels, no outlier exclusion": {"label_noise": 0.2, "quantile": 1.0},
+        "20 % wrong labels, real positives": {"label_noise": 0.2, "positives": "real"},
     }
 
+    positives: Literal["centre", "real"] = "centre"
     quadruplet: bool = False
+    margin: NonNegative
+    squared: bool
 
     def build(self, training_set: TrainingSet) -> None:
         classes, images = training_set.classes, training_set.images
@@ -54,6 +63,9 @@ class DensityAware(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         f, y = self.embed(batch.images), batch.labels
+        if self.positives == "real":
+            metric = losses.squared if self.squared else losses.distance
+            return {"triplet": losses.triplet_all.on(metric)(f, y, margin=self.margin)}
         triplet = self.configured(losses.density_aware_triplet)
         terms = {"triplet": triplet(f, y, centres=self.centres)}
         if self.quadruplet:

@@ -106,7 +106,10 @@ class RankedList(PairMethod):
     number, title, kind = 3, "Ranked list", "list-wise loss"
     certainty = "high for the formula, default unverified for alpha, m, lam"
     formula, term = losses.ranked_list, "ranked list"
-    controls = {"no weighting (T = 0)": {"temperature": 0.0}}
+    controls = {
+        "no weighting (T = 0)": {"temperature": 0.0},
+        "low, middle and high branch, as the paper's row": {"variant": "LMH"},
+    }
     start = {"variant": "H"}  # further branches start at random
 
     variant: Literal["H", "LMH"] = "H"
@@ -117,6 +120,11 @@ class RankedList(PairMethod):
             if self.memory:
                 raise StudyError("A memory holds one embedding: set memory to 0 or variant to H.")
             self.branches = branch_heads(self.network)
+
+    def own_controls(self) -> dict[str, dict[str, Any]]:
+        """Without the branches where they would leave from the frozen part of the trunk."""
+        deep = bool(self.network.taps)
+        return {name: h for name, h in self.controls.items() if deep or h.get("variant") != "LMH"}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         if not self.branches:

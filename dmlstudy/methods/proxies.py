@@ -109,8 +109,9 @@ class UpperBound(Method):
     rate is a default, unverified.
 
     Args:
-        centroids: one-hot (equidistant), or random unit vectors.
-        layer_lr: learning rate of the output layer W.
+        centroids: one-hot (equidistant), random unit vectors, or trained (from one-hot on, kept at unit length).
+        layer_lr: learning rate of the output layer W, and of trained centroids.
+        bounded: the triplet loss that it bounds, instead (control: all triplets of g, no margin).
     """
 
     number, title = 1, "Upper bound (discriminative)"
@@ -120,26 +121,34 @@ class UpperBound(Method):
     )
     parts = (losses.upper_bound,)
     controls = {
+        "the triplet loss that it bounds": {"bounded": True},
+        "trained centroids": {"centroids": "trained"},
         "random centroids": {"centroids": "random"},
         "squared distances": {"squared": True},
     }
 
-    centroids: Literal["one-hot", "random"] = "one-hot"
+    centroids: Literal["one-hot", "random", "trained"] = "one-hot"
     layer_lr: NonNegative = 1e-2
+    bounded: bool = False
 
     def build(self, training_set: TrainingSet) -> None:
         self.extra_lr, classes = self.layer_lr, training_set.classes
         self.layer = nn.Linear(self.network.embedding_size, classes, bias=False)
         random = self.centroids == "random"
         axes = F.normalize(torch.randn(classes, classes)) if random else torch.eye(classes)
-        self.axes: Tensor  # [C, C], never trained
-        # One-hot centroids follow from C, so a checkpoint need not carry C^2 numbers.
-        self.register_buffer("axes", axes, persistent=random)
+        self.axes: Tensor  # [C, C]
+        if self.centroids == "trained":
+            self.axes = nn.Parameter(axes)
+        else:
+            # One-hot centroids follow from C, so a checkpoint need not carry C^2 numbers.
+            self.register_buffer("axes", axes, persistent=random)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        g = self.output(self.embed(batch.images))
+        g, y = self.output(self.embed(batch.images)), batch.labels
+        if self.bounded:
+            return {"triplets": losses.triplet_without_margin(g, y)}
         loss = self.configured(losses.upper_bound)
-        return {"upper bound": loss(g, batch.labels, centroids=self.axes)}
+        return {"upper bound": loss(g, y, centroids=F.normalize(self.axes))}
 
     def output(self, f: Tensor) -> Tensor:
         """The unit output g, [B, C], that the loss sees of embeddings f, [B, D]."""

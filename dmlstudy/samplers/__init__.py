@@ -1,7 +1,7 @@
 """Samplers: which images meet in a batch."""
 
 from dmlstudy.samplers.clusters import cluster_batches, match_clusters
-from dmlstudy.samplers.confusable import confusable_batches, confusable_classes
+from dmlstudy.samplers.confusable import confusable_batches
 from dmlstudy.samplers.instances import instance_batches
 from dmlstudy.samplers.pk import images_by_class, pk_batches
 from dmlstudy.samplers.policy import Policy, draw_log_probabilities
@@ -12,7 +12,6 @@ __all__ = [
     "TwoStreams",
     "cluster_batches",
     "confusable_batches",
-    "confusable_classes",
     "draw_log_probabilities",
     "images_by_class",
     "instance_batches",

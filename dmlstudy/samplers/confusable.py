@@ -1,69 +1,81 @@
-"""Batches in which confusable classes meet."""
+"""Batches of anchor classes, each beside hard images of the classes it is easily taken for."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch import Tensor
 
+from dmlstudy.samplers.pk import images_by_class, pk_batches
+
 
 def confusable_batches(
-    epoch: list[np.ndarray],
     labels: np.ndarray,
     p: int,
-    hard: int,
-    signatures: Callable[[], Tensor],
+    k: int,
     rng: np.random.Generator,
+    *,
+    hard: int,
+    candidates: int,
+    embeddings: Tensor,
+    signatures: Callable[[], Tensor] | None,
+    mine_images: bool = True,
 ) -> Iterator[np.ndarray]:
-    """The groups of an epoch's P x K batches in another order: confusable classes share a batch.
+    """As many batches of P K images as `pk_batches` has: P / 2 anchor classes, each beside K hard images.
 
-    As many batches of the same images; only who meets whom is different.
-
-    Args:
-        epoch: of `pk_batches`, [P*K] each.
-        hard: confusable classes beside each anchor class.
-        signatures: of all classes, [C, D]; asked for every batch, so that mining goes on-line with training.
-    """
-    groups: dict[int, list[np.ndarray]] = defaultdict(list)
-    for group in np.concatenate(epoch).reshape(len(epoch) * p, -1):
-        groups[labels[group[0]]].append(group)
-    for steps in range(len(epoch), 0, -1):
-        w = signatures()
-        # As many as there are signatures: of the last classes no image may be labelled.
-        left = np.array([len(groups[c]) for c in range(len(w))])
-        chosen = confusable_classes(left, steps, p, hard, w, rng)
-        yield np.concatenate([groups[c].pop() for c in chosen])
-
-
-def confusable_classes(
-    left: np.ndarray, steps: int, p: int, hard: int, signatures: Tensor, rng: np.random.Generator
-) -> list[int]:
-    """P different classes for a batch: random anchors, each followed by its `hard` nearest by signature.
+    For K random images of an anchor class, the `hard` classes nearest to one of them are looked up, and K images are
+    drawn of those `candidates` K images of these classes that are nearest to one of them. Anchor classes take turns in
+    random order; of an odd P the last one comes without hard images.
 
     Args:
-        left: groups left of each class, [C]; P for each of the `steps` batches to come, none above `steps`.
+        labels: int [N], negative for an unlabelled image.
+        embeddings: of all images, unit rows [N, D].
+        signatures: of all classes, unit rows [C, D], asked for every batch, so that mining goes on-line with
+            training; None draws the classes at random.
+        mine_images: False draws the images of the hard classes at random.
 
-    >>> import torch
-    >>> w = torch.nn.functional.normalize(torch.tensor([[1., 0], [.9, .1], [0, 1], [.1, .9]]))
-    >>> sorted(confusable_classes(np.full(4, 2), 4, 2, 1, w, np.random.default_rng(0)))
-    [2, 3]
+    Yields:
+        Indices [P K]: K of an anchor class, K beside it, and so on.
+
+    Raises:
+        StudyError: fewer than P classes have two labelled images or more.
     """
-    free = left > 0
-    due = left == steps  # a class in every batch to come: left out now, it could not be used up
-    order = [rng.permutation(np.flatnonzero(part)) for part in (due, free & ~due)]
-    chosen: list[int] = []
-    for anchor in np.concatenate(order):
-        if len(chosen) == p:
-            break
-        if not free[anchor]:
-            continue
-        free[anchor] = False
-        room = min(hard, p - len(chosen) - 1 - int((due & free).sum()))
-        similarity = (signatures @ signatures[anchor]).numpy()
-        nearest = np.argsort(np.where(free, -similarity, np.inf), kind="stable")
-        nearest = nearest[: min(room, free.sum())]
-        free[nearest] = False
-        chosen += [int(anchor), *map(int, nearest)]
-    return chosen
+    members = images_by_class(labels)
+    filled = np.array([c for c, images in enumerate(members) if len(images)])
+    pairs = [c for c in filled if len(members[c]) >= 2]
+    waiting: list[int] = []
+    for _ in pk_batches(labels, p, k, rng):
+        w = None if signatures is None else signatures()
+        batch: list[np.ndarray] = []
+        while len(batch) < p:
+            waiting = waiting or rng.permutation(pairs).tolist()
+            anchor = waiting.pop()
+            anchors = _draw(members[anchor], k, rng)
+            batch.append(anchors)
+            if len(batch) == p:
+                break
+            others, f = filled[filled != anchor], embeddings[anchors]
+            chosen = (
+                rng.permutation(others)[:hard]
+                if w is None
+                else others[nearest(f, w[others])[:hard]]
+            )
+            images = np.concatenate([members[c] for c in chosen])
+            if mine_images:
+                images = images[nearest(f, embeddings[images])[: candidates * k]]
+            batch.append(_draw(images, k, rng))
+        yield np.concatenate(batch)
+
+
+def nearest(anchors: Tensor, others: Tensor) -> np.ndarray:
+    """Positions of others [M, D], those first whose inner product with one of the anchors [K, D] is largest.
+
+    >>> nearest(torch.eye(2), torch.tensor([[.1, .2], [.9, -1.], [.5, .6]])).tolist()
+    [1, 2, 0]
+    """
+    return (anchors @ others.T).amax(0).argsort(descending=True, stable=True).numpy()
+
+
+def _draw(images: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(images, k, replace=len(images) < k)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from dmlstudy.evaluation.uncertainty import (
     fold_difference,
     seed_difference,
 )
-from dmlstudy.methods import METHODS, find_method
+from dmlstudy.methods import METHODS, Method, find_method
 from dmlstudy.study.collapse import MARKS, State, in_words, rule_note, worst
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.parameter_files import load_params
@@ -86,19 +86,21 @@ def comparisons(
     return compared
 
 
-def control_overrides(settings: Settings) -> dict[str, dict[str, Any]]:
+def control_overrides(settings: Settings, built: Method) -> dict[str, dict[str, Any]]:
     """What each control changes, as `Experiment.run` takes it: a teacher first, the values of a tuned row's paper last.
 
-    A control that changes nothing is left out.
+    A control that changes nothing, or that the network cannot have, is left out.
+
+    Args:
+        built: the settings' method on the network of the study.
     """
     method, dataset = settings.method, settings.protocol.full_name
     literal = checked(method, load_params(method, dataset, tuned=False)).flat
     tuned = load_params(method, dataset).items()
     changed = {name: literal[name] for name, value in tuned if literal[name] != value}
-    kind = find_method(method)
-    named = kind.controls | {PAPER: changed}
-    if kind.teacher:
-        name, values = kind.teacher
+    named = built.own_controls() | {PAPER: changed}
+    if built.teacher:
+        name, values = built.teacher
         named = {f"its teacher: {find_method(name).title}": {"method": name} | values} | named
     given = settings.flat.items()
     return {name: own for name, own in named.items() if not own.items() <= given}
@@ -112,11 +114,11 @@ def compare(folds: Sequence[Settings], log: Callable[[str], None]) -> list[Compa
         log: takes progress lines.
     """
     protocol, method = folds[0].protocol, folds[0].method
-    controls: dict[str, dict[str, object]] = {"": {}} | control_overrides(folds[0])
-    scores: dict[str, list[ByClass]] = {control: [] for control in controls}
-    states: dict[str, list[State]] = {control: [] for control in controls}
+    scores, states = defaultdict[str, list[ByClass]](list), defaultdict[str, list[State]](list)
     for settings in folds:
         experiment = Experiment(settings, log=lambda line: None)
+        built = experiment.run(protocol.seeds[0], trained=False).method
+        controls: dict[str, dict[str, Any]] = {"": {}} | control_overrides(settings, built)
         for control, overrides in controls.items():
             title = f"control {control}" if control else "as it is"
             log(f"{method}, fold {settings.protocol.fold}, {title}: {len(protocol.seeds)} seeds")

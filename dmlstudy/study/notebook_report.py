@@ -106,7 +106,7 @@ class Report:
             here, there = (metrics(runs)["R@1"][-1] for runs in (self.runs, self.baselines))
             ran = "".join(f", {n} {name}" for name, n in self.runs[-1].method.phases().items())
             print(f"seed {seed}  R@1 {here:.2f}  (untrained trunk {there:.2f}){ran}")
-        for name, overrides in control_overrides(self.settings).items():
+        for name, overrides in control_overrides(self.settings, self.runs[0].method).items():
             # A teacher has been trained on every seed anyway.
             for seed in seeds if "method" in overrides else seeds[: self.protocol.control_seeds]:
                 print(f"seed {seed}  control: {name}")
