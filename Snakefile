@@ -17,7 +17,7 @@ def listed(key, default):
     return value.split(",") if isinstance(value, str) else value
 
 
-DATASETS = {short_name(name): name for name in listed("datasets", "digits,glyphs")}  # short names make paths
+DATASETS = {short_name(name): name for name in listed("datasets", "glyphs")}  # short names make paths
 REPORTS = config.get("reports", "reports/local")
 
 

@@ -203,7 +203,7 @@ def tune(
 
 @command("study --datasets digits,folder:my/photos --methods snr,fastap --jobs 4")
 def study(
-    datasets: Annotated[str, typer.Option(help="Comma-separated data sets.")] = "digits,glyphs",
+    datasets: Annotated[str, typer.Option(help="Comma-separated data sets.")] = "glyphs",
     methods: Annotated[str, typer.Option(help="Comma-separated methods; all when left out.")] = "",
     jobs: Annotated[int, typer.Option(help="Runs side by side, one thread each.")] = 0,
     reports: Reports = LOCAL,
