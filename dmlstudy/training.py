@@ -123,6 +123,7 @@ def train(
             optimiser.step()
             method.after_step()
             terms.append({name: value.detach() for name, value in losses.items()})
+        method.after_epoch(plan)
         progress.epoch = epoch + 1
         progress.history.append({"epoch": epoch + 1} | mean_terms(terms))
         progress.seconds += time.perf_counter() - started

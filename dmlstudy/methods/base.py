@@ -149,6 +149,9 @@ class Method(nn.Module):
     def after_step(self) -> None:
         """State that is not gradient descent: EMA teachers, centroids, queues."""
 
+    def after_epoch(self, epoch: Epoch) -> None:
+        """What is computed from the training set as it is after the last step."""
+
     def embed(self, images: Tensor, role: str = "query") -> Tensor:
         """Embedding [B, D] at training and test time; `role` is "query" or "gallery"."""
         z = embed_branches(self.network, self.branches, images)
