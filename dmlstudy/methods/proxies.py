@@ -97,7 +97,7 @@ class UpperBound(Method):
     Args:
         centroids: one-hot (equidistant), random unit vectors, or trained (from one-hot on).
         layer_lr: learning rate of the output layer W, and of trained centroids.
-        bounded: the triplet loss that it bounds, instead (control).
+        bounded: the loss that it bounds, instead (control).
     """
 
     number, title = 1, "Upper bound (discriminative)"
