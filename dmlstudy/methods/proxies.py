@@ -95,7 +95,7 @@ class UpperBound(Method):
     rate is a default, unverified.
 
     Args:
-        centroids: one-hot (equidistant), random unit vectors, or trained (from one-hot on).
+        centroids: one-hot (equidistant), random, or trained from one-hot on.
         layer_lr: learning rate of the output layer W, and of trained centroids.
         bounded: the loss that it bounds, instead (control).
     """
