@@ -133,6 +133,7 @@ def train(
             optimiser.step()
             method.after_step()
             terms.append({name: value.detach() for name, value in losses.items()})
+        method.after_epoch(plan)
         progress.epoch = epoch + 1
         progress.history.append({"epoch": epoch + 1} | mean_terms(terms))
         progress.steps += [{name: float(value) for name, value in row.items()} for row in terms]

@@ -103,6 +103,12 @@ OTHER_CASES = {
     "upper bound": Case(_proxied(losses.upper_bound, "centroids"), naive.upper_bound, proxies=True),
     "DATL": Case(
         _proxied(datl, "centres"),
+        partial(naive.density, quadruplet=False, margin=0.2, metric=euclid),
+        zero="negative",
+        proxies=True,
+    ),
+    "DATL, squared": Case(
+        _proxied(datl, "centres", squared=True),
         partial(naive.density, quadruplet=False, margin=0.2),
         zero="negative",
         proxies=True,

@@ -220,12 +220,12 @@ def upper_bound(x: Tensor, y: Tensor) -> Tensor:
     return total / len(y)
 
 
-def density(x: Tensor, y: Tensor, quadruplet: bool, margin: float) -> Tensor:
+def density(x: Tensor, y: Tensor, quadruplet: bool, margin: float, metric=square) -> Tensor:
     terms = []
     for i in range(len(y)):
-        pull = square(x[i], PROXIES.to(x)[y[i]])
+        pull = metric(x[i], PROXIES.to(x)[y[i]])
         for n in split(y, i)[1]:
-            apart = square(x[i], x[n])
+            apart = metric(x[i], x[n])
             if quadruplet:
                 third = [j for j in range(len(y)) if y[j] not in (y[i], y[n])]
                 if not third:

@@ -58,7 +58,7 @@ def oracle(name: str) -> Loss:
         # Its triplets may point into a second set: the centres, and the batch again.
         i, n = (y[:, None] != y).nonzero().T
         both = torch.cat([PROXIES, x]), torch.cat([torch.arange(9), y])
-        loss = theirs.TripletMarginLoss(0.2, distance=squared)
+        loss = theirs.TripletMarginLoss(0.2, distance=euclid)
         return loss(x, y, (i, y[i], len(PROXIES) + n), *both)
 
     def contrastive(x: Tensor, y: Tensor) -> Tensor:

@@ -163,6 +163,9 @@ class Method(nn.Module):
         """What the data kept the method from learning, in English and in Chinese, for verdict and tables."""
         return None
 
+    def after_epoch(self, epoch: Epoch) -> None:
+        """What is computed from the training set as it is after the last step."""
+
     def embed(self, images: Tensor, role: str = "query") -> Tensor:
         """Embedding [B, D] at training and test time; `role` is "query" or "gallery"."""
         z = embed_branches(self.network, self.branches, images)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le
@@ -79,8 +77,7 @@ class ProductQuantisation(Method):
         self.classifier = nn.Linear(size, classes)
         self.centres = nn.Parameter(nn.init.xavier_uniform_(torch.empty(classes, size)))
 
-    def batches(self, epoch: Epoch) -> Iterator[tuple[np.ndarray, int]]:
-        yield from super().batches(epoch)
+    def after_epoch(self, epoch: Epoch) -> None:
         if self.ranking == "k-means" and epoch.number == self.last:
             x = epoch.embed_all(self._sub_vectors)
             books = [centroids(part, self.codewords) for part in x.unbind(1)]

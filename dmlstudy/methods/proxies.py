@@ -109,9 +109,9 @@ class UpperBound(Method):
     rate is a default, unverified.
 
     Args:
-        centroids: one-hot (equidistant), random unit vectors, or trained (from one-hot on, kept at unit length).
+        centroids: one-hot (equidistant), random, or trained from one-hot on.
         layer_lr: learning rate of the output layer W, and of trained centroids.
-        bounded: the triplet loss that it bounds, instead (control: all triplets of g, no margin).
+        bounded: the loss that it bounds, instead (control).
     """
 
     number, title = 1, "Upper bound (discriminative)"
