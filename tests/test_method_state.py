@@ -203,7 +203,7 @@ def test_the_policy_comes_to_propose_the_confusable_class():
 def test_a_cluster_moves_its_own_slice_only(inputs):
     method, batch = build(DivideAndConquer), whole(inputs)
     # A random head crowds all images into a cone, where no pair is active.
-    method.network.start_head_from_pca(EmbedAll(method, inputs)(method.network.features))
+    method.network.start_head(EmbedAll(method, inputs)(method.network.features), pca=True)
     for tag in range(4):
         method.zero_grad()
         method.loss(Batch(batch.images, batch.labels, batch.indices, tag))["margin"].backward()

@@ -118,5 +118,7 @@ def test_results_of_other_instruction_sets_are_not_reused(monkeypatch):
     paths = []
     for branch in ("COMPATIBLE", "AVX2", "COMPATIBLE"):
         monkeypatch.setenv("MKL_CBWR", branch)
-        paths.append(experiment._checkpoint("untrained", {}, Track(), 0))
+        paths.append(
+            experiment._checkpoint("untrained", {}, Track(), experiment.protocol.recipe, 0)
+        )
     assert paths[0] == paths[2] != paths[1]

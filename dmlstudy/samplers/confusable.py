@@ -71,6 +71,7 @@ def confusable_batches(
 def nearest(anchors: Tensor, others: Tensor) -> np.ndarray:
     """Positions of others [M, D], those first whose inner product with one of the anchors [K, D] is largest.
 
+    >>> import torch
     >>> nearest(torch.eye(2), torch.tensor([[.1, .2], [.9, -1.], [.5, .6]])).tolist()
     [1, 2, 0]
     """

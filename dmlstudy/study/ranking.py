@@ -133,7 +133,7 @@ def _scored(
     here = estimate(record.metrics.get(metric, ()))
     delta = nan if trunk else improvement(record, metric)
     gain = Difference() if trunk else difference(record, untrained(record), metric)
-    half = gain.half_width(comparisons=len(entries) - 1)
+    half = gain.half_width(comparisons=max(len(entries) - 1, 1))
     low, high = gain.mean - half, gain.mean + half
     limits = () if np.isnan(half) else (Part(f"[{signed(low)}, {signed(high)}]", "muted"),)
     moved: Cell = DASH if trunk else (change(delta), *limits)

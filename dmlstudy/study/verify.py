@@ -88,8 +88,9 @@ def compare(old: Record, new: Record) -> Verdict:
 
 def differences(old: Record, new: Record) -> list[str]:
     """Names of the measured numbers of `old` that `new` does not repeat; `new` may hold fewer seeds and more names."""
+    before, now = old.model_dump(), new.model_dump()
     names = [n for n in Record.model_fields if n in old.model_fields_set - DESCRIPTION]
-    return [e for n in names for e in _unlike(n, getattr(old, n), getattr(new, n))]
+    return [entry for name in names for entry in _unlike(name, before[name], now[name])]
 
 
 def _unlike(name: str, old: Any, new: Any) -> list[str]:
