@@ -42,10 +42,9 @@ def _methods(records: Sequence[Record], dataset: str) -> pd.DataFrame:
 def _extent(records: Sequence[Record], titles: dict[str, str]) -> Note:
     methods, networks = len({r.method for r in records}), sum(len(r.seeds) for r in records)
     return Note(
-        f"{methods} rows were run under {len(titles)} protocols, {networks} networks in all; each row was tuned by "
-        "the same random search on validation classes and none was chosen on test classes.",
-        f"共 {methods} 行方法、{len(titles)} 种协议、{networks} 个网络；各行均以同样的随机搜索在验证类上调参，"
-        "不在测试类上选择。",
+        f"{methods} rows were run under {len(titles)} protocols, {networks} networks in all; nothing "
+        "was chosen on test classes.",
+        f"共 {methods} 行方法、{len(titles)} 种协议、{networks} 个网络；不在测试类上作任何选择。",
     )
 
 
