@@ -107,7 +107,7 @@ def tune(
         log: takes a line per trial and fold.
 
     Returns:
-        The trials: one line per trial and fold; without scores where the training diverged.
+        The trials: one line per trial and fold; without scores where the training diverged or the row refuses the values.
     """
     path = folder / short_name(dataset) / f"{method}.csv"
     known = read_trials(path)
@@ -159,7 +159,9 @@ def _scores(experiment: Experiment, changed: dict[str, Any]) -> dict[str, Any]:
     seed = experiment.protocol.seeds[0]
     try:
         run = experiment.run(seed, changed)
-    except DivergedError as error:
+    except StudyError as error:
+        if not changed and not isinstance(error, DivergedError):
+            raise  # the protocol cannot be run; else only these values cannot
         return dict.fromkeys(SCORES, nan) | {"seconds": nan, "fault": str(error)}
     metrics = run.evaluation.metrics
     measured = {name: round(metrics[name], 3) for name in SCORES}
