@@ -107,7 +107,7 @@ def tune(
         log: takes a line per trial and fold.
 
     Returns:
-        The trials: one line per trial and fold; without scores where the training diverged or the row refuses the values.
+        The trials: one line per trial and fold; no scores where the training diverged or the row refuses the values.
     """
     path = folder / short_name(dataset) / f"{method}.csv"
     known = read_trials(path)
