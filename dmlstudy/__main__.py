@@ -173,14 +173,12 @@ def controls(
         append(Path(out), compared)
 
 
-@command("tune multi_similarity glyphs --trials 12 --folds 0,1")
+@command("tune multi_similarity glyphs --trials 8 --folds 0,1")
 def tune(
     method: str,
     dataset: str,
     p: Sets = [],  # noqa: B006
-    trials: Annotated[
-        int, typer.Option(min=1, help="Trials; the first has the paper's values.")
-    ] = 12,
+    trials: Annotated[int, typer.Option(min=1, help="The first has the paper's values.")] = 8,
     folds: Annotated[str, typer.Option(help="Comma-separated validation folds.")] = "0,1",
     out: Annotated[str, typer.Option(help="Folder of the trials.")] = "reports/tuning",
 ) -> None:
@@ -188,16 +186,14 @@ def tune(
 
     Every row gets the same budget. The best values go into params/tuned, which `run` reads. Interrupted, it resumes.
     """
+    from dmlstudy.study.parameter_files import load_params
+    from dmlstudy.study.params import settings
     from dmlstudy.study.tune import search_table, tune
 
-    tune(
-        method,
-        dataset,
-        PROJECT / out,
-        trials=trials,
-        folds=[int(f) for f in folds.split(",")],
-        overrides=parse_overrides(p),
-    )
+    given = parse_overrides(p)
+    protocol = settings(method, load_params(method, dataset, given)).protocol
+    numbers = fold_numbers(folds, protocol.folds)
+    tune(method, dataset, PROJECT / out, trials=trials, folds=numbers, overrides=given)
     print("\n" + search_table(PROJECT / out).text())
 
 

@@ -46,7 +46,9 @@ def own_params(tmp_path, monkeypatch):
 
 
 def search(folder, trials=2, log=print):
-    return tune.tune("fastap", "digits", folder, trials=trials, overrides=SMALL, log=log)
+    return tune.tune(
+        "fastap", "digits", folder, trials=trials, folds=(0, 1), overrides=SMALL, log=log
+    )
 
 
 def test_a_search_resumes_extends_and_writes_the_best(tmp_path, own_params):
@@ -106,5 +108,5 @@ def test_a_trial_counts_only_with_all_its_folds():
 
 def test_mistakes_end_the_search_before_it_trains(tmp_path, own_params):
     with pytest.raises(StudyError, match="lower p"):
-        tune.tune("fastap", "digits", tmp_path, trials=1)
+        tune.tune("fastap", "digits", tmp_path, trials=1, folds=(0, 1))
     assert not (tmp_path / "digits").exists()

@@ -20,7 +20,6 @@ from dmlstudy.study.params import settings, short_name
 from dmlstudy.study.tables import Cell, Note, Part, Table, number
 from dmlstudy.whole_file import whole_file
 
-TRIALS = 12
 OBJECTIVE = "MAP@R"  # mean over folds
 SCORES = ("R@1", OBJECTIVE)
 COLUMNS = ["trial", "fold", *SCORES, "seconds", "code", "changed", "fault"]
@@ -90,8 +89,8 @@ def tune(
     dataset: str,
     folder: Path,
     *,
-    trials: int = TRIALS,
-    folds: Sequence[int] = (0, 1),
+    trials: int,
+    folds: Sequence[int],
     overrides: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = print,
 ) -> pd.DataFrame:
