@@ -146,9 +146,8 @@ class Whole(nn.Module):
 def _blocks(net: Any) -> list[nn.Module]:
     """The chain of a timm model's blocks below its classifier, stages taken apart; a `Whole` if it is no chain."""
     blocks: list[nn.Module] = []
-    loose: list[
-        nn.Module
-    ] = []  # modules between two stages, such as convolution and norm, are one block
+    # Modules between two stages, such as convolution and norm, are one block.
+    loose: list[nn.Module] = []
     for name, child in net.named_children():
         if name in CLASSIFIER:
             break
