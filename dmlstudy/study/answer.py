@@ -19,7 +19,7 @@ METRIC = JUDGED[0]
 
 def answer(records: Iterable[Record]) -> list[Note]:
     """Extent, best rows, gains over the untrained trunk, agreement between data sets, collapses: a sentence each."""
-    records = list(records)
+    records = [record for record in records if not record.is_old]
     if not records:
         return [Note("No run has finished yet.", "尚无完成的运行。")]
     titles = {r.dataset: r.dataset_title for r in records}

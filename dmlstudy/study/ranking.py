@@ -182,6 +182,13 @@ def _notes(records: list[Record]) -> list[Note]:
                 f"种子少于 {MIN_SEEDS} 个：只给区间，不作显著性判断。",
             )
         )
+    if any(r.is_old for r in records):
+        notes.append(
+            Note(
+                "Runs of an older protocol are among these: not tuned alike, not checked for collapse.",
+                "其中有旧协议下的运行：未按同样预算调参，也未检查坍缩。",
+            )
+        )
     notes += rule_note(MARKS[r.collapsed()] for r in records)
     return notes + _unequal_conditions(records)
 

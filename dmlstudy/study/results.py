@@ -136,6 +136,11 @@ class Record(Strict):
                     raise StudyError(f"{group}.{metric} has {len(values)} values for {n} seeds")
         return self
 
+    @property
+    def is_old(self) -> bool:
+        """Made before runs kept what the mean cosine tells of a collapse, and before rows were tuned."""
+        return "mean cosine" not in self.metrics
+
     def collapsed(self, run: str = "method") -> State:
         """Of the method or one of its controls, over its seeds."""
         return worst(self.collapse[run].states) if run in self.collapse else "no"
