@@ -42,15 +42,15 @@ def picture(figure: Figure, rect: tuple[float, float, float, float] = (0, 0, 1, 
 def training_curves(
     steps: dict[int, list[dict[str, float]]], at_a_point: dict[str, float] | None = None
 ) -> Image:
-    """Loss terms of every step, one line per seed and panel per term.
+    """Loss terms of every step, a panel per term: mean over seeds, and the range that they span.
 
     Args:
         steps: rows of terms by seed.
         at_a_point: what terms would be if all embeddings were one point, as a line.
     """
     points = [
-        {"step": step, "loss": value, "term": term, "seed": f"seed {seed}"}
-        for seed, rows in steps.items()
+        {"step": step, "loss": value, "term": term}
+        for rows in steps.values()
         for step, row in enumerate(rows, start=1)
         for term, value in row.items()
     ]
@@ -63,15 +63,16 @@ def training_curves(
         pd.DataFrame(points),
         x="step",
         y="loss",
-        hue="seed",
         col="term",
         kind="line",
+        errorbar=("pi", 100),
         linewidth=1,
         height=2.8,
         aspect=1.5,
-        facet_kws={"sharey": False, "legend_out": False},
+        facet_kws={"sharey": False},
     )
-    grid.set_titles("{col_name}")
+    over = f", mean and range of {len(steps)} seeds" if len(steps) > 1 else ""
+    grid.set_titles("{col_name}" + over, size=9)
     for term, axis in grid.axes_dict.items():
         if at_a_point and term in at_a_point:
             axis.axhline(at_a_point[term], color=NEUTRAL, linestyle="--")
@@ -84,6 +85,7 @@ def training_curves(
                 ha="right",
                 va="bottom",
                 transform=across,
+                bbox={"color": "white", "alpha": 0.7, "pad": 0},
             )
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     return picture(grid.figure)
