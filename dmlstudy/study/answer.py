@@ -10,7 +10,7 @@ import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import rank_correlation
 from dmlstudy.study.collapse import WORDS
-from dmlstudy.study.ranking import FEW, JUDGED, SAME, ranking
+from dmlstudy.study.ranking import FEW, JUDGED, SAME, STILL, ranking
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import Note, number
 
@@ -36,7 +36,7 @@ def answer(records: Iterable[Record]) -> list[Note]:
 def _methods(records: Sequence[Record], dataset: str) -> pd.DataFrame:
     """The ranking's numbers of rows that were trained."""
     data = ranking(records, dataset).data
-    return data[~data["method"].isin(["untrained", "raw"])]
+    return data[~data["method"].isin(STILL)]
 
 
 def _extent(records: Sequence[Record], titles: dict[str, str]) -> Note:

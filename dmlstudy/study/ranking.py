@@ -11,6 +11,7 @@ import pandas as pd
 
 from dmlstudy.evaluation.uncertainty import MIN_SEEDS, Difference, class_difference, t_interval
 from dmlstudy.study.collapse import MARKS, rule_note
+from dmlstudy.study.parameter_files import RATES
 from dmlstudy.study.params import PRESENTATION, Protocol
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import (
@@ -22,11 +23,11 @@ from dmlstudy.study.tables import (
     change,
     interval,
     notebook_link,
-    number,
     signed,
 )
 
 UNTRAINED = "untrained"
+STILL = (UNTRAINED, "raw")  # rows without training
 JUDGED = "R@1", "MAP@R"  # the first decides the order
 LEVEL = 0.05
 SAME = "not distinguishable from best"
@@ -129,7 +130,7 @@ def _scored(
     record: Record, entries: Sequence[Record], metric: str
 ) -> tuple[list[Cell], dict[str, Any]]:
     """Score and change to the untrained trunk by one metric, as cells and as numbers."""
-    trunk = record.method == UNTRAINED
+    trunk = record.method in STILL
     here = estimate(record.metrics.get(metric, ()))
     delta = nan if trunk else improvement(record, metric)
     gain = Difference() if trunk else difference(record, untrained(record), metric)
@@ -194,14 +195,12 @@ def _notes(records: list[Record]) -> list[Note]:
 
 
 def _unequal_conditions(records: list[Record]) -> list[Note]:
-    """A note for each condition that should be the same for all rows and is not."""
-    protocol = {k: v for k, v in Protocol().model_dump().items() if k not in PRESENTATION}
+    """A note for each condition that should be the same for all rows and is not; learning rates are tuned."""
+    own = PRESENTATION + RATES
+    protocol = {k: v for k, v in Protocol().model_dump().items() if k not in own}
     conditions = pd.DataFrame(
         {
             "seeds": str(r.seeds),
-            f"the untrained trunk's {JUDGED[0]}": number(
-                estimate(r.baseline.get(JUDGED[0], ())).mean
-            ),
             **{name: str(r.params.get(name, default)) for name, default in protocol.items()},
         }
         for r in records
