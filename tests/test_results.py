@@ -138,7 +138,7 @@ def test_broken_records_name_file_fault_and_remedy(tmp_path, damage, message):
 
 def test_committed_records_load_and_are_written_unchanged(tmp_path):
     paths = [p for p in (PROJECT / "reports").glob("*/*.json") if p.parent.name != "local"]
-    assert len(paths) >= 85
+    assert paths
     for path in paths:
         save(load(path), tmp_path / "copy.json")
         copy, committed = (json.loads(p.read_text()) for p in (tmp_path / "copy.json", path))
