@@ -141,9 +141,9 @@ def validate(method: str, dataset: str, p: Sets = [], fold: int = 0) -> None:  #
     from dmlstudy.study.params import settings
 
     chosen = settings(method, load_params(method, dataset, parse_overrides(p) | {"fold": fold}))
-    states = []
+    experiment, states = Experiment(chosen), []
     for seed in chosen.protocol.seeds:
-        run = Experiment(chosen).run(seed)
+        run = experiment.run(seed)
         scores = "  ".join(f"{k} {v:.2f}" for k, v in run.evaluation.metrics.items())
         print(f"seed {seed}  {scores}")
         states.append(run.collapsed)
@@ -159,7 +159,8 @@ def controls(
     out: Annotated[str, typer.Option(help="CSV file to add the rows to.")] = "",
 ) -> None:
     """Does the method's own idea help? It against its controls, paired by fold, class and seed, on validation folds."""
-    from dmlstudy.study.controls import METRICS, append, compare, controls_table, read
+    from dmlstudy.evaluation import JUDGED
+    from dmlstudy.study.controls import append, compare, controls_table, read
     from dmlstudy.study.parameter_files import load_params
     from dmlstudy.study.params import settings
 
@@ -168,7 +169,7 @@ def controls(
     read(Path(out))  # refuse a file of another form before the work
     chosen = [settings(method, given | {"fold": fold}) for fold in numbers]
     compared = compare(chosen, log=print)
-    print("\n" + controls_table(compared, METRICS).text())
+    print("\n" + controls_table(compared, JUDGED).text())
     if out:
         append(Path(out), compared)
 

@@ -10,7 +10,7 @@ from dmlstudy.methods import METHODS
 from dmlstudy.study import parameter_files, tune
 from dmlstudy.study.parameter_files import load_params
 from dmlstudy.study.params import settings
-from dmlstudy.study.tune import OBJECTIVE, RANGES, best_trial, draw, read_trials, search_table
+from dmlstudy.study.tune import OBJECTIVE, RANGES, draw, ranked_trials, read_trials, search_table
 
 SMALL = {"p": 2, "k": 4, "epochs": 1}
 
@@ -86,7 +86,7 @@ def test_a_trial_that_diverges_loses_and_the_search_goes_on(tmp_path, own_params
     monkeypatch.setattr(tune.Experiment, "run", diverging)
     frame = search(tmp_path)
     assert frame.loc[frame["trial"] == 0, OBJECTIVE].isna().all()
-    assert best_trial(frame)["trial"].tolist() == [1]
+    assert ranked_trials(frame)["trial"].tolist() == [1]
     text = (own_params / "tuned" / "digits" / "fastap.yaml").read_text()
     assert "with the paper's values diverged" in text and "lr: " in text
 
@@ -101,9 +101,9 @@ def test_a_trial_counts_only_with_all_its_folds():
             OBJECTIVE: [1.0, 3.0, 9.0, None],
         }
     )
-    assert best_trial(frame)[OBJECTIVE].tolist() == [2.0]
+    assert ranked_trials(frame)[OBJECTIVE].tolist() == [2.0]
     with pytest.raises(StudyError, match="Every trial diverged"):
-        best_trial(frame[frame["trial"] == 1])
+        ranked_trials(frame[frame["trial"] == 1])
 
 
 def test_mistakes_end_the_search_before_it_trains(tmp_path, own_params):

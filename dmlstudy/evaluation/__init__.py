@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmlstudy.evaluation.arguments import Labels, Rows, as_tensors
 from dmlstudy.evaluation.clustering import nmi
-from dmlstudy.evaluation.retrieval import Retrieval, retrieve
+from dmlstudy.evaluation.retrieval import JUDGED, Retrieval, retrieve
 from dmlstudy.evaluation.search import Similarity, inner_product, neighbours
 from dmlstudy.evaluation.spectrum import (
     alignment,
@@ -24,6 +24,7 @@ from dmlstudy.evaluation.uncertainty import t_interval
 from dmlstudy.evaluation.verification import auroc, ordered_pairs, pair_histograms
 
 __all__ = [
+    "JUDGED",
     "Evaluation",
     "Retrieval",
     "auroc",

@@ -12,6 +12,8 @@ from dmlstudy.errors import StudyError
 from dmlstudy.evaluation.arguments import Labels, Rows, as_tensors
 from dmlstudy.evaluation.search import Search, Similarity, inner_product, walk
 
+JUDGED = "R@1", "MAP@R"  # what methods are compared by
+
 
 @dataclass(frozen=True)
 class Retrieval:
@@ -39,6 +41,11 @@ class Retrieval:
     r_precision: Tensor
     map_at_r: Tensor
     excluded: int
+
+    @property
+    def judged(self) -> dict[str, Tensor]:
+        """The scores that methods are compared by: name -> [Q]."""
+        return dict(zip(JUDGED, (self.hits[1], self.map_at_r), strict=True))
 
 
 def retrieve(

@@ -8,9 +8,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from dmlstudy.evaluation import JUDGED
 from dmlstudy.evaluation.uncertainty import rank_correlation
 from dmlstudy.study.collapse import WORDS
-from dmlstudy.study.ranking import FEW, JUDGED, SAME, STILL, ranking
+from dmlstudy.study.ranking import FEW, SAME, STILL, ranking
 from dmlstudy.study.results import Record
 from dmlstudy.study.tables import Note, number
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dmlstudy.errors import StudyError
-from dmlstudy.evaluation import Retrieval
+from dmlstudy.evaluation import JUDGED
 from dmlstudy.evaluation.uncertainty import (
     MIN_SEEDS,
     Difference,
@@ -22,7 +22,8 @@ from dmlstudy.evaluation.uncertainty import (
 )
 from dmlstudy.methods import METHODS, Method, find_method
 from dmlstudy.study.collapse import MARKS, State, in_words, rule_note, worst
-from dmlstudy.study.experiment import Experiment
+from dmlstudy.study.experiment import Experiment, Run
+from dmlstudy.study.measured import by_class
 from dmlstudy.study.parameter_files import load_params
 from dmlstudy.study.params import Settings
 from dmlstudy.study.params import settings as checked
@@ -31,7 +32,6 @@ from dmlstudy.study.results import Record
 from dmlstudy.study.tables import Cell, Note, Part, Table, change, notebook_link, number
 
 PAPER = "the paper's values"  # what the control of a tuned row has
-METRICS = ("R@1", "MAP@R")
 HEADS = "data set", "method", "control", "metric", "method's", "control's", "difference", "beats it"
 Scores = Mapping[str, Sequence[float]]  # by metric, one value per seed
 ByClass = Mapping[str, np.ndarray]  # by metric, [seeds, classes]; "queries": [classes]
@@ -115,16 +115,20 @@ def compare(folds: Sequence[Settings], log: Callable[[str], None]) -> list[Compa
     """
     protocol, method = folds[0].protocol, folds[0].method
     scores, states = defaultdict[str, list[ByClass]](list), defaultdict[str, list[State]](list)
+
+    def trained(experiment: Experiment, control: str, overrides: dict[str, Any]) -> list[Run]:
+        title = f"control {control}" if control else "as it is"
+        log(f"{method}, fold {experiment.protocol.fold}, {title}: {len(protocol.seeds)} seeds")
+        runs = [experiment.run(seed, overrides) for seed in protocol.seeds]
+        scores[control].append(by_class(runs, len(experiment.benchmark.query.classes)))
+        states[control] += [run.collapsed for run in runs]
+        return runs
+
     for settings in folds:
         experiment = Experiment(settings, log=lambda line: None)
-        built = experiment.run(protocol.seeds[0], trained=False).method
-        controls: dict[str, dict[str, Any]] = {"": {}} | control_overrides(settings, built)
-        for control, overrides in controls.items():
-            title = f"control {control}" if control else "as it is"
-            log(f"{method}, fold {settings.protocol.fold}, {title}: {len(protocol.seeds)} seeds")
-            runs = [experiment.run(seed, overrides) for seed in protocol.seeds]
-            scores[control].append(_by_class([run.evaluation.retrieval for run in runs]))
-            states[control] += [run.collapsed for run in runs]
+        built = trained(experiment, "", {})[0].method
+        for control, overrides in control_overrides(settings, built).items():
+            trained(experiment, control, overrides)
     if (found := worst(states[""])) != "no":
         log(f"{method}, as it is: {in_words(found)}")
     own = scores.pop("")
@@ -133,30 +137,25 @@ def compare(folds: Sequence[Settings], log: Callable[[str], None]) -> list[Compa
         Comparison(*place, marked, metric, len(protocol.seeds), *_compared(own, others, metric))
         for control, others in scores.items()
         for marked in [control + MARKS[worst(states[control])]]
-        for metric in METRICS
+        for metric in JUDGED
     ]
 
 
-def _by_class(scored: Sequence[Retrieval]) -> ByClass:
-    """Means over the queries of each class in percent, a row per seed."""
-    _, labels, queries = np.unique(scored[0].labels, return_inverse=True, return_counts=True)
-    values = {"R@1": [r.hits[1] for r in scored], "MAP@R": [r.map_at_r for r in scored]}
-    means = {
-        metric: np.stack([100 * np.bincount(labels, row) / queries for row in rows])
-        for metric, rows in values.items()
-    }
-    return {**means, "queries": queries}
-
-
 def _compared(own: Sequence[ByClass], other: Sequence[ByClass], metric: str) -> tuple[float, ...]:
-    """Mean of either over seeds, folds and queries, then what `Difference` holds."""
-    queries = np.concatenate([fold["queries"] for fold in own])
-    here, there = (
-        float(np.average(np.concatenate([f[metric].mean(0) for f in folds]), weights=queries))
+    """Mean of either over seeds, folds and queries, then what `Difference` holds; of the classes with a query."""
+    kept = [fold["queries"] > 0 for fold in own]
+    mine, others = (
+        [fold[metric][:, some] for fold, some in zip(folds, kept, strict=True)]
         for folds in (own, other)
     )
-    pairs = [(a[metric], b[metric], a["queries"]) for a, b in zip(own, other, strict=True)]
-    return here, there, *fold_difference(pairs)
+    queries = [fold["queries"][some] for fold, some in zip(own, kept, strict=True)]
+    here, there = (
+        float(
+            np.average(np.concatenate([f.mean(0) for f in folds]), weights=np.concatenate(queries))
+        )
+        for folds in (mine, others)
+    )
+    return here, there, *fold_difference(list(zip(mine, others, queries, strict=True)))
 
 
 def append(path: Path, compared: Sequence[Comparison]) -> None:
@@ -222,18 +221,12 @@ def controls_table(
         title=f"Methods and their own controls, {', '.join(metrics)} (%)",
         columns=HEADS,
         rows=rows,
-        data=pd.DataFrame(
-            [
-                (*astuple(c), c.half_width(n), c.verdict(n))
-                for c in chosen
-                for n in [families[c.dataset]]
-            ],
-            columns=[
-                *(field.name for field in fields(Comparison)),
-                "half_width",
-                "beats its control",
-            ],
-        ).drop(columns="folds"),
+        data=pd.DataFrame(chosen, columns=[field.name for field in fields(Comparison)])
+        .assign(
+            half_width=[c.half_width(families[c.dataset]) for c in chosen],
+            **{"beats its control": [c.verdict(families[c.dataset]) for c in chosen]},
+        )
+        .drop(columns="folds"),
         notes=[
             _note(chosen, families) if rows else Note("No control has run yet."),
             *rule_note(c.control for c in chosen),

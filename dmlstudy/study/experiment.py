@@ -197,10 +197,9 @@ class Experiment:
         return Run(seed, method, progress, sets[0], sets[2], result, labels)
 
     def _epoch_scores(self, method: Method) -> dict[str, float]:
-        """R@1 and MAP@R in percent after an epoch, for the record only: nothing is chosen by them."""
+        """Scores in percent after an epoch, for the record only: nothing is chosen by them."""
         found = retrieve(*self._test_sets(method), similarity=method.similarity, ks=[1])
-        scores = {"R@1": found.hits[1], "MAP@R": found.map_at_r}
-        return {name: float(100 * values.double().mean()) for name, values in scores.items()}
+        return {name: float(100 * score.double().mean()) for name, score in found.judged.items()}
 
     def _test_sets(self, method: Method) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Embeddings and labels of queries and, where the data set has one of its own, gallery."""

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from dmlstudy.evaluation import Retrieval
+from dmlstudy.evaluation import JUDGED
 from dmlstudy.study.experiment import Run
-
-# Of every test class, and of every epoch.
-SCORES: dict[str, Callable[[Retrieval], Tensor]] = {
-    "R@1": lambda found: found.hits[1],
-    "MAP@R": lambda found: found.map_at_r,
-}
 
 
 def metrics(runs: Sequence[Run]) -> dict[str, list[float]]:
@@ -24,29 +17,32 @@ def metrics(runs: Sequence[Run]) -> dict[str, list[float]]:
     return {name: [run.evaluation.metrics[name] for run in runs] for name in names}
 
 
-def by_class(runs: Sequence[Run], metric: str, classes: int) -> np.ndarray:
-    """R@1 or MAP@R of each test class in percent, [seeds, classes]; NaN where no query could be scored."""
-    found, score = [run.evaluation.retrieval for run in runs], SCORES[metric]
-    sums = [np.bincount(r.labels.numpy(), score(r).numpy(), classes) for r in found]
-    counts = queries(runs, classes)
-    return 100 * np.stack(sums) / np.where(counts, counts, np.nan)
+def by_class(runs: Sequence[Run], classes: int) -> dict[str, np.ndarray]:
+    """Of each test class: "queries" scored, [classes], and the judged scores in percent, [seeds, classes].
 
-
-def queries(runs: Sequence[Run], classes: int) -> np.ndarray:
-    """Scored queries of each test class, [classes]."""
-    return np.bincount(runs[0].evaluation.retrieval.labels.numpy(), minlength=classes)
+    Args:
+        classes: their number; one without a scored query has the score NaN.
+    """
+    found = [run.evaluation.retrieval for run in runs]
+    counts = np.bincount(found[0].labels.numpy(), minlength=classes)
+    sums = {
+        metric: [np.bincount(r.labels.numpy(), r.judged[metric].numpy(), classes) for r in found]
+        for metric in JUDGED
+    }
+    scored = np.where(counts, counts, np.nan)
+    return {"queries": counts} | {m: 100 * np.stack(rows) / scored for m, rows in sums.items()}
 
 
 def per_class(
     runs: Sequence[Run], baselines: Sequence[Run], classes: Sequence[str]
 ) -> dict[str, Any]:
     """The record's entry of that name; classes without a scored query are left out."""
-    counts = queries(runs, len(classes))
+    here, start = (by_class(group, len(classes)) for group in (runs, baselines))
+    counts = here["queries"]
     kept: dict[str, Any] = {"classes": np.array(classes)[counts > 0], "queries": counts[counts > 0]}
-    for metric in SCORES:
-        for start, group in (("", runs), ("baseline ", baselines)):
-            scores = by_class(group, metric, len(classes))[:, counts > 0]
-            kept[start + metric] = np.round(scores, 4)
+    for metric in JUDGED:
+        for name, scores in ((metric, here), (f"baseline {metric}", start)):
+            kept[name] = np.round(scores[metric][:, counts > 0], 4)
     return {name: values.tolist() for name, values in kept.items()}
 
 
@@ -66,5 +62,5 @@ def epochs(runs: Sequence[Run], fold: int | None) -> dict[str, list[list[float]]
     tested, scored = "test" if fold is None else "validation", bool(runs[0].progress.scores)
     return {
         f"{tested} {metric}": [[row[metric] for row in run.progress.scores] for run in runs]
-        for metric in (SCORES if scored else ())
+        for metric in (JUDGED if scored else ())
     }

@@ -177,7 +177,7 @@ class Report:
         """Test classes that are found least, mean over seeds, with the untrained trunk beside them."""
         names = self.benchmark.query.classes
         groups = self.runs, self.baselines
-        here, start = (by_class(runs, "R@1", len(names)).mean(0) for runs in groups)
+        here, start = (by_class(runs, len(names))["R@1"].mean(0) for runs in groups)
         scored = np.flatnonzero(~np.isnan(here))
         worst = scored[np.argsort(here[scored], kind="stable")][:count]
         rows = [(names[c], number(here[c], 2), number(start[c], 2)) for c in worst]

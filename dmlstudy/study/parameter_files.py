@@ -62,13 +62,10 @@ def parameter_files(method: str, dataset: str, *, tuned: bool = True) -> list[Pa
     for layer in layers:
         if layer not in known:
             raise unknown("data set", dataset, known)
-    files = [
-        PARAMS / "protocol.yaml",
-        *map(known.get, layers),
-        PARAMS / "methods" / f"{method}.yaml",
-    ]
+    paper = PARAMS / "methods" / f"{method}.yaml"
     chosen = [PARAMS / "tuned" / layer / f"{method}.yaml" for layer in layers if tuned]
-    return [*filter(None, files), *[file for file in chosen if file.is_file()][-1:]]
+    nearest = [file for file in chosen if file.is_file()][-1:]
+    return [PARAMS / "protocol.yaml", *(known[layer] for layer in layers), paper, *nearest]
 
 
 def split_name(dataset: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from dmlstudy.evaluation import JUDGED
 from dmlstudy.evaluation.uncertainty import MIN_SEEDS, Difference, class_difference, t_interval
 from dmlstudy.study.collapse import MARKS, rule_note
 from dmlstudy.study.parameter_files import RATES
@@ -28,7 +29,6 @@ from dmlstudy.study.tables import (
 
 UNTRAINED = "untrained"
 STILL = (UNTRAINED, "raw")  # rows without training
-JUDGED = "R@1", "MAP@R"  # the first decides the order
 LEVEL = 0.05
 SAME = "not distinguishable from best"
 FEW = "too few seeds"

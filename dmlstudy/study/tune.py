@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from dmlstudy.errors import DivergedError, StudyError
+from dmlstudy.evaluation import JUDGED
 from dmlstudy.study.experiment import Experiment
 from dmlstudy.study.fingerprint import code_fingerprint
 from dmlstudy.study.parameter_files import PARAMS, RATES, load_params
@@ -21,8 +22,7 @@ from dmlstudy.study.tables import Cell, Note, Part, Table, number
 from dmlstudy.whole_file import whole_file
 
 OBJECTIVE = "MAP@R"  # mean over folds
-SCORES = ("R@1", OBJECTIVE)
-COLUMNS = ["trial", "fold", *SCORES, "seconds", "code", "changed", "fault"]
+COLUMNS = ["trial", "fold", *JUDGED, "seconds", "code", "changed", "fault"]
 
 
 class Ranges(NamedTuple):
@@ -139,19 +139,33 @@ def read_trials(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, float_precision="round_trip")
 
 
-def best_trial(frame: pd.DataFrame) -> pd.DataFrame:
+def ranked_trials(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over folds of every trial that ran on all of them, the best by MAP@R first.
 
     Raises:
         StudyError: all trials diverged.
     """
-    folds = frame["fold"].nunique()
     ran = frame.dropna(subset=[OBJECTIVE]).groupby(["trial", "changed"], as_index=False)
-    means = ran.agg(**{name: (name, "mean") for name in SCORES}, folds=("fold", "nunique"))
-    means = means[means["folds"] == folds].sort_values(OBJECTIVE, ascending=False, kind="stable")
-    if means.empty:
+    means = ran.agg(**{name: (name, "mean") for name in JUDGED}, folds=("fold", "nunique"))
+    complete = means[means["folds"] == frame["fold"].nunique()]
+    if complete.empty:
         raise StudyError("Every trial diverged on some fold: lower the data set's learning rates.")
-    return means.reset_index(drop=True)
+    return complete.sort_values(OBJECTIVE, ascending=False, kind="stable", ignore_index=True)
+
+
+def found(frame: pd.DataFrame) -> dict[str, Any]:
+    """The best trial, and MAP@R with the paper's values, NaN where those diverged."""
+    means = ranked_trials(frame)
+    paper = means.loc[means["trial"] == 0, OBJECTIVE]
+    best = means.iloc[0]
+    return {
+        "trials": frame["trial"].nunique(),
+        "paper": float(paper.iloc[0]) if len(paper) else nan,
+        "tuned": best[OBJECTIVE],
+        "R@1": best["R@1"],
+        "trial": best["trial"],
+        "changed": best["changed"],
+    }
 
 
 def _scores(experiment: Experiment, changed: dict[str, Any]) -> dict[str, Any]:
@@ -161,14 +175,14 @@ def _scores(experiment: Experiment, changed: dict[str, Any]) -> dict[str, Any]:
     except StudyError as error:
         if not changed and not isinstance(error, DivergedError):
             raise  # the protocol cannot be run; else only these values cannot
-        return dict.fromkeys(SCORES, nan) | {"seconds": nan, "fault": str(error)}
+        return dict.fromkeys(JUDGED, nan) | {"seconds": nan, "fault": str(error)}
     metrics = run.evaluation.metrics
-    measured = {name: round(metrics[name], 3) for name in SCORES}
+    measured = {name: round(metrics[name], 3) for name in JUDGED}
     return measured | {"seconds": round(run.progress.seconds, 1), "fault": ""}
 
 
 def _shown(line: Mapping[str, Any]) -> str:
-    scores = ", ".join(f"{name} {number(line[name])}" for name in SCORES)
+    scores = ", ".join(f"{name} {number(line[name])}" for name in JUDGED)
     return f"{scores}; {values(line['changed'])}" + (line["fault"] and f" ({line['fault']})")
 
 
@@ -184,13 +198,11 @@ def values(changed: str) -> str:
 
 
 def _write_best(path: Path, frame: pd.DataFrame) -> None:
-    means = best_trial(frame)
-    best, folds = means.iloc[0], ", ".join(map(str, sorted(frame["fold"].unique())))
-    start = means.loc[means["trial"] == 0, OBJECTIVE]
-    paper = f"{start.iloc[0]:.1f}" if len(start) else "diverged"
+    best, folds = found(frame), ", ".join(map(str, sorted(frame["fold"].unique())))
+    paper = "diverged" if isnan(best["paper"]) else f"{best['paper']:.1f}"
     text = (
-        f"# Chosen by `tune`: trial {best['trial']} of {frame['trial'].nunique()} on validation folds {folds}; "
-        f"{OBJECTIVE} {best[OBJECTIVE]:.1f}, with the paper's values {paper}.\n"
+        f"# Chosen by `tune`: trial {best['trial']} of {best['trials']} on validation folds {folds}; "
+        f"{OBJECTIVE} {best['tuned']:.1f}, with the paper's values {paper}.\n"
     )
     chosen = json.loads(best["changed"])
     with whole_file(path, "make room, then tune again") as partial:
@@ -199,32 +211,23 @@ def _write_best(path: Path, frame: pd.DataFrame) -> None:
 
 def search_table(folder: Path) -> Table:
     """What the search found, a line per data set and method."""
-    rows: list[list[Cell]] = []
-    lines: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("[!.]*/[!.]*.csv")):
-        frame = read_trials(path)
-        means = best_trial(frame)
-        best = means.iloc[0]
-        start = means.loc[means["trial"] == 0, OBJECTIVE]
-        paper = float(start.iloc[0]) if len(start) else nan
-        line = {
-            "dataset": path.parent.name,
-            "method": path.stem,
-            "trials": frame["trial"].nunique(),
-        }
-        line |= {"paper": paper, "tuned": best[OBJECTIVE], "R@1": best["R@1"]}
-        lines.append(line | {"changed": best["changed"]})
-        rows.append(
-            [
-                path.parent.name,
-                path.stem,
-                str(line["trials"]),
-                number(paper),
-                Part(number(best[OBJECTIVE]), "ours"),
-                number(best["R@1"]),
-                values(best["changed"]),
-            ]
-        )
+    files = sorted(folder.glob("[!.]*/[!.]*.csv"))
+    lines = [
+        {"dataset": path.parent.name, "method": path.stem} | found(read_trials(path))
+        for path in files
+    ]
+    rows: list[list[Cell]] = [
+        [
+            line["dataset"],
+            line["method"],
+            str(line["trials"]),
+            number(line["paper"]),
+            Part(number(line["tuned"]), "ours"),
+            number(line["R@1"]),
+            values(line["changed"]),
+        ]
+        for line in lines
+    ]
     heads = ["data set", "method", "trials", "MAP@R, the paper's values", "MAP@R, best trial"]
     note = (
         "Random search on class-disjoint validation folds of the training classes, the same number of trials and the "

@@ -24,7 +24,8 @@ def verdict(
         title: of the data set.
     """
     here, start = ([run.evaluation.metrics["R@1"] for run in group] for group in (runs, baselines))
-    delta, points = np.mean(here) - np.mean(start), f"{abs(np.mean(here) - np.mean(start)):.2f}"
+    delta = np.mean(here) - np.mean(start)
+    points = f"{abs(delta):.2f}"
     trunk = f"未训练的主干网络（{mean_text(start)}）"
     if delta:
         compared = f"{points} points {'better' if delta > 0 else 'worse'} than"
@@ -46,10 +47,8 @@ def _collapse(runs: Sequence[Run], controls: Mapping[str, Sequence[Run]]) -> tup
     english, chinese, states = "", "", [run.collapsed for run in runs]
     if (found := worst(states)) != "no":
         word, in_chinese = WORDS[found]
-        count, (loss, at_a_point) = (
-            sum(s != "no" for s in states),
-            np.mean([r.losses for r in runs], 0),
-        )
+        count = sum(state != "no" for state in states)
+        loss, at_a_point = np.mean([run.losses for run in runs], 0)
         cosine = np.mean([run.evaluation.metrics["mean cosine"] for run in runs])
         english = (
             f" **{word.capitalize()}** in {count} of {len(runs)} seeds: mean cosine of random test pairs {cosine:.2f}, "
