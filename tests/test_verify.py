@@ -163,7 +163,7 @@ def test_a_broken_record_does_not_stop_the_others(made, monkeypatch):
 @pytest.mark.parametrize("method", ["multi_similarity", "fastap"])
 def test_committed_records_come_out_again(method):
     """On any processor with AVX2; only other code, libraries or data excuse other numbers."""
-    verdict = verify(PROJECT / "reports" / "digits" / f"{method}.json", seeds=1)
+    verdict = verify(PROJECT / "reports" / "glyphs" / f"{method}.json", seeds=1)
     excuses = [cause for cause in verdict.causes if not cause.startswith("processor ")]
     if excuses:
         pytest.skip(f"the record is of other conditions: {'; '.join(excuses)}")
